@@ -1,0 +1,1 @@
+"""Request traces: formats, readers, generator."""
