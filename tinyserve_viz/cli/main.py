@@ -1,0 +1,124 @@
+"""`tinyserve-viz COMMAND …`: finds the command, imports only its module, and turns errors into one line and a code.
+
+Exit codes: 0 ok · 1 finding · 2 usage or bad input · 3 GPU asked for and absent · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from tinyserve_viz import __version__
+from tinyserve_viz.core.errors import TinyserveError
+
+PROGRAM = "tinyserve-viz"
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+# (name, module with configure(parser) and run(args) -> int, what it does). Modules import what is heavy inside run.
+COMMANDS: tuple[tuple[str, str, str], ...] = (
+    ("gen", "tinyserve_viz.cli.gen", "generate a seeded synthetic trace"),
+    ("import", "tinyserve_viz.cli.import_", "convert a trace of any known format to our JSON"),
+    ("curve", "tinyserve_viz.cli.curve", "prefix-cache hit rates of a trace by capacity and policy"),
+)
+
+
+class UsageError(TinyserveError):
+    """The command line cannot be understood; the message starts with the program and ends with `see --help`."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, without the usage block, raised as UsageError."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `message` as a UsageError."""
+        raise UsageError(f"{self.prog}: {message}; see --help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; everything that a user can cause ends here as one line."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except UsageError as error:
+        return _complain(str(error), error.exit_code)
+    except TinyserveError as error:
+        return _complain(f"{PROGRAM}: {error}", error.exit_code)
+    except KeyboardInterrupt:
+        return _complain(f"{PROGRAM}: interrupted", INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        _discard_stdout()
+        return 0
+    except OSError as error:
+        _discard_stdout()
+        place = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{PROGRAM}: {place}{error.strerror or error}", USAGE_ERROR)
+    return code
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments:
+        raise UsageError(f"{PROGRAM}: no command; see --help")
+    first = arguments[0]
+    if first in ("-h", "--help"):
+        print(_help())
+        return 0
+    if first == "--version":
+        print(f"{PROGRAM} {__version__}")
+        return 0
+    for name, module_name, summary in COMMANDS:
+        if name == first:
+            module = importlib.import_module(module_name)
+            parser = OneLineParser(
+                prog=f"{PROGRAM} {name}",
+                description=f"{summary[0].upper()}{summary[1:]}.",
+                formatter_class=argparse.RawDescriptionHelpFormatter,
+                allow_abbrev=False,
+            )
+            module.configure(parser)
+            try:
+                parsed = parser.parse_args(arguments[1:])
+            except SystemExit as stop:  # --help
+                return stop.code if isinstance(stop.code, int) else 0
+            code: int = module.run(parsed)
+            return code
+    kind = "option" if first.startswith("-") else "command"
+    known = ", ".join(name for name, _, _ in COMMANDS)
+    raise UsageError(f"{PROGRAM}: unknown {kind} {first!r}; commands: {known}; see --help")
+
+
+def _help() -> str:
+    width = max(len(name) for name, _, _ in COMMANDS)
+    lines = [
+        f"usage: {PROGRAM} COMMAND …    ({PROGRAM} COMMAND --help says more)",
+        "",
+        "Time-travel debugger for the KV cache of an LLM server.",
+        "",
+        *(f"  {name:<{width}}  {summary}" for name, _, summary in COMMANDS),
+        "",
+        "exit codes: 0 ok, 1 finding, 2 usage or bad input, 3 GPU asked for and absent, 130 interrupted",
+    ]
+    return "\n".join(lines)
+
+
+def _complain(message: str, code: int) -> int:
+    line = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in message)
+    if sys.stderr is not None:
+        print(line, file=sys.stderr)
+    return code
+
+
+def _discard_stdout() -> None:
+    """Send what is still buffered for stdout nowhere, so that leaving does not fail on it again."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    except (OSError, ValueError, AttributeError):
+        return  # stdout is no file: a test's buffer, or closed
