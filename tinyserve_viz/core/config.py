@@ -21,7 +21,8 @@ class EngineConfig:
     """Sizes and policies of the replayed server; defaults are those of docs/engine.md.
 
     `watermark_permille` of the blocks stay free at admission; `max_model_len` tokens is what the `contiguous`
-    baseline reserves for a sequence.
+    baseline reserves for a sequence. A step of the model clock takes `clock_base_us` + `clock_prefill_us` a prefilled
+    token + `clock_decode_us` a decoding sequence.
     """
 
     block_size: int = 16
@@ -37,6 +38,9 @@ class EngineConfig:
     ratio_permille: int = 300
     hot_blocks: int = 0  # 0: a quarter of the pool
     clock: str = "model"
+    clock_base_us: int = 20_000
+    clock_prefill_us: int = 20
+    clock_decode_us: int = 50
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -48,6 +52,9 @@ class EngineConfig:
             ("watermark_permille", 0, 999),
             ("ratio_permille", 1, 1000),
             ("hot_blocks", 0, 1 << 26),
+            ("clock_base_us", 1, 1 << 40),
+            ("clock_prefill_us", 0, 1 << 40),
+            ("clock_decode_us", 0, 1 << 40),
         ):
             _in_range(self, name, low, high)
         _one_of("allocator", self.allocator, ALLOCATORS)

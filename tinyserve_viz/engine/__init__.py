@@ -1,1 +1,1 @@
-"""engine."""
+"""Scheduler, clock and step pipeline: a trace in, events out."""

@@ -1,1 +1,1 @@
-"""memory."""
+"""Who holds which block: managers and policies read a state and return events."""

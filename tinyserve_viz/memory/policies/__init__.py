@@ -1,1 +1,1 @@
-"""policies."""
+"""Policies, one small file each."""

@@ -1,0 +1,285 @@
+"""Everything that can happen in a replay, as past-tense events whose fields are integers, strings and arrays.
+
+An event holds what was *decided*, so that applying it needs no policy, clock or GPU. Events of many sequences or
+blocks carry arrays. Fields named in `OBSERVED` were measured or derived by looking; they are recorded and not hashed
+into the digest. `docs/events.md` is written from this file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+I8 = NDArray[np.int8]
+U8 = NDArray[np.uint8]
+I32 = NDArray[np.int32]
+I64 = NDArray[np.int64]
+
+EMPTY = np.zeros(0, dtype=np.int32)
+EMPTY_U8 = np.zeros(0, dtype=np.uint8)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Event:
+    """Base of all events; `request` is the one request that the event is about, or -1."""
+
+    OBSERVED: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def about(self) -> int:
+        """Index of the request that this event is about, -1 when it is about several or none."""
+        return getattr(self, "request", -1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClockJumped(Event):
+    """Nothing ran, so simulated time went straight to `time_us`, the next arrival."""
+
+    time_us: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RequestsArrived(Event):
+    """`requests` int32 [k] joined the waiting queue."""
+
+    requests: I32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RequestRejected(Event):
+    """`request` can never run: it needs `needed` of what `rule` counts and there are `available`."""
+
+    request: int
+    rule: str
+    needed: int
+    available: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RequestCancelled(Event):
+    """`request` was withdrawn: its own `cancel_at_ms` was reached (`rule` "deadline") or its parent's fate took it."""
+
+    request: int
+    rule: str
+    seqs: I32  # those of its sequences that were alive
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SequenceAdmitted(Event):
+    """A waiting sequence got a row and its cached prefix, and joined the running ones.
+
+    `hits` int32 [h] are the cached blocks that it shares, head first. `causes` uint8 [ceil(prompt_len/block_size)] says
+    for every prompt block why it is a hit or a miss (`MISS_CAUSES`); `class_tokens` int64 [7] adds to the token counts
+    of these classes: at the first admission it sums to prompt_len, at a re-admission to 0.
+    `needed` blocks were asked for where `available` could be had, `reserve` of them being the watermark.
+    """
+
+    request: int
+    seq: int
+    slot: int
+    prefill_target: int
+    hits: I32
+    causes: U8
+    class_tokens: I64
+    needed: int
+    available: int
+    reserve: int
+    num_waiting: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SequencePreempted(Event):
+    """A running sequence gave up its blocks and waits to be recomputed.
+
+    `rule` says how it was chosen, `key` its place in that order (arrival or admission), `runner_up` the sequence that
+    would have been next (-1: none) with its key; `for_seq` needed `needed` blocks where `available` were left.
+    """
+
+    request: int
+    seq: int
+    rule: str
+    key: int
+    runner_up: int
+    runner_up_key: int
+    lost_tokens: int
+    prefill_target: int
+    for_seq: int
+    needed: int
+    available: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlocksEvicted(Event):
+    """Cached, unreferenced `blocks` int32 [k] lost their content, lowest `keys` int64 [k] first, under policy `rule`.
+
+    `runner_up` is the first block that was kept (-1: none) with its key. `cleared` int32 are blocks whose clock bit was
+    cleared on the way and `hand` is where the clock's hand stands now (policy `clock` only).
+    """
+
+    rule: str
+    blocks: I32
+    hashes: I32
+    keys: I64
+    runner_up: int
+    runner_up_key: int
+    cleared: I32
+    hand: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlocksAllocated(Event):
+    """Sequence `seqs[i]` got `counts[i]` blocks for its logical blocks from `first_logical[i]` on; `blocks` in order.
+
+    The blocks headed the free order: `num_unused` never used before, then `num_freed` freed and uncached, then
+    `num_evicted` just evicted; `runner_up` (-1: none) would have been next.
+    """
+
+    seqs: I32
+    first_logical: I32
+    counts: I32
+    blocks: I32
+    num_unused: int
+    num_freed: int
+    num_evicted: int
+    runner_up: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlocksCopied(Event):
+    """Copy-on-write: `seqs[i]` writes into logical block `logical[i]`, which it shares, so the first `tokens[i]` tokens
+    of `src[i]` were copied to `dst[i]` and its table entry now names that. Arrays int32 [k]."""
+
+    seqs: I32
+    logical: I32
+    src: I32
+    dst: I32
+    tokens: I32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokensWritten(Event):
+    """K/V of one token of each of `decode_seqs` int32 and of `prefill_counts[i]` tokens of `prefill_seqs[i]`."""
+
+    decode_seqs: I32
+    prefill_seqs: I32
+    prefill_counts: I32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlocksCached(Event):
+    """Full `blocks` int32 [k] entered the prefix index under the content ids `hashes` int32 [k]."""
+
+    blocks: I32
+    hashes: I32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SequencesForked(Event):
+    """Each of `children` int32 [k] now shares the first `num_tokens` tokens of the context of `parent`.
+
+    `slots` int32 [k] are the rows they got; `running` 1 where a child runs at once, 0 where it waits for a seat.
+    """
+
+    parent: int
+    children: I32
+    slots: I32
+    num_tokens: int
+    running: U8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SequenceSeated(Event):
+    """A forked child that waited with its shared blocks now runs."""
+
+    request: int
+    seq: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlocksFreed(Event):
+    """`seqs[i]` dropped its `counts[i]` table entries; `blocks` int32 lists them in the order of freeing, tail first."""
+
+    seqs: I32
+    counts: I32
+    blocks: I32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SequencesFinished(Event):
+    """`seqs` int32 [k] wrote all their tokens; `requests` int32 are the requests that this completed."""
+
+    seqs: I32
+    requests: I32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RangeReserved(Event):
+    """Baseline allocators: `seq` reserved `length` token slots from `start` on, the first hole that was long enough.
+
+    `holes_passed` holes before it were too short.
+    """
+
+    request: int
+    seq: int
+    start: int
+    length: int
+    holes_passed: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RangesFreed(Event):
+    """Baseline allocators: `seqs` int32 [k] gave their ranges back."""
+
+    seqs: I32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepEnded(Event):
+    """One engine step is complete; simulated time is now `time_us`.
+
+    `prefilled` int32 are sequences whose prompt is complete since this step. Sums over the step's decoding sequences,
+    each after its write: `decode_tokens` = Σ context length, `decode_slots` = Σ token slots reserved for it.
+    `resident_tokens` counts the distinct tokens in the `used_blocks` blocks (baselines: `used_slots` reserved slots).
+    """
+
+    time_us: int
+    num_prefill_tokens: int
+    num_decoding: int
+    decode_tokens: int
+    decode_slots: int
+    used_blocks: int
+    cached_free_blocks: int
+    free_blocks: int
+    resident_tokens: int
+    used_slots: int
+    num_running: int
+    num_waiting: int
+    prefilled: I32
+
+
+EVENT_TYPES: tuple[type[Event], ...] = (
+    ClockJumped,
+    RequestsArrived,
+    RequestRejected,
+    RequestCancelled,
+    SequenceAdmitted,
+    SequencePreempted,
+    BlocksEvicted,
+    BlocksAllocated,
+    BlocksCopied,
+    TokensWritten,
+    BlocksCached,
+    SequencesForked,
+    SequenceSeated,
+    BlocksFreed,
+    SequencesFinished,
+    RangeReserved,
+    RangesFreed,
+    StepEnded,
+)
+"""Position = the kind's number in a recording; new kinds go to the end."""
+
+KIND_OF: dict[type[Event], int] = {event_type: kind for kind, event_type in enumerate(EVENT_TYPES)}
