@@ -9,7 +9,7 @@ from tinyserve_viz.core.config import MAX_LENGTH
 from tinyserve_viz.core.errors import TraceError
 from tinyserve_viz.trace import azure, lengths, mooncake, native, tokens
 from tinyserve_viz.trace.columns import RequestColumns, request_columns
-from tinyserve_viz.trace.hashing import BlockHashes, block_hashes
+from tinyserve_viz.trace.hashing import BlockHashes, block_hashes, prefix_references
 from tinyserve_viz.trace.request import Request, Trace
 from tinyserve_viz.trace.source import open_source, show
 
@@ -20,6 +20,7 @@ __all__ = [
     "RequestColumns",
     "Trace",
     "block_hashes",
+    "prefix_references",
     "read_trace",
     "request_columns",
 ]

@@ -1,0 +1,49 @@
+"""Arguments that several commands share: which trace to read and how, and numbers with a range."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tinyserve_viz.core.config import MAX_LENGTH
+
+if TYPE_CHECKING:
+    from tinyserve_viz.trace import Trace
+
+
+def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    """An argparse type: a whole number of at least `low` and at most `high`."""
+
+    def parse(text: str) -> int:
+        digits = text.removeprefix("-")
+        value = int(text) if digits.isascii() and digits.isdigit() and len(digits) < 20 else None
+        if value is None or value < low or (high is not None and value > high):
+            wanted = f"{low} or more" if high is None else f"{low} to {high}"
+            raise argparse.ArgumentTypeError(f"{text!r} given, expected a whole number, {wanted}")
+        return value
+
+    return parse
+
+
+def add_trace_arguments(parser: argparse.ArgumentParser, positional: str = "trace") -> None:
+    """Add the trace file and `--format`, `--limit`, `--max-len`."""
+    parser.add_argument(positional, metavar=positional.upper(), help="trace file, plain or .gz")
+    parser.add_argument(
+        "--format", metavar="F", help="trace format instead of sniffing: azure, json, lengths, mooncake or tokens"
+    )
+    parser.add_argument("--limit", type=whole_number(1), metavar="N", help="use the first N requests only")
+    parser.add_argument(
+        "--max-len",
+        type=whole_number(1, 1 << 30),
+        default=MAX_LENGTH,
+        metavar="TOKENS",
+        help="longest prompt or output to accept (default %(default)s)",
+    )
+
+
+def load_trace(args: argparse.Namespace, positional: str = "trace") -> Trace:
+    """Read the trace that the arguments of `add_trace_arguments` name."""
+    from tinyserve_viz.trace import read_trace
+
+    return read_trace(getattr(args, positional), args.format, args.limit, args.max_len)
