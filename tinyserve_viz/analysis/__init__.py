@@ -1,1 +1,1 @@
-"""analysis."""
+"""Events to metrics, sentences and charts as data: what to show, not how."""

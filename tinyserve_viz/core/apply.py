@@ -213,9 +213,13 @@ def _sequence_seated(state: CacheState, event: ev.SequenceSeated) -> None:
 def _blocks_freed(state: CacheState, event: ev.BlocksFreed) -> None:
     """Drop references in the listed order; a block joins its free order where its last reference goes."""
     blocks = event.blocks
-    if len(event.seqs) == 1:
-        state.ref[blocks] -= 1
-        _release(state, blocks[state.ref[blocks] == 0])
+    if len(event.seqs) == 1 or state.single_queue:  # in one queue each sequence's unhashed blocks go before the last one's
+        start = 0
+        for count in event.counts.tolist():
+            of_seq = blocks[start : start + count]
+            state.ref[of_seq] -= 1
+            _release(state, of_seq[state.ref[of_seq] == 0])
+            start += count
     elif len(blocks):
         shared = bool((state.ref[blocks] > 1).any())
         np.subtract.at(state.ref, blocks, 1)

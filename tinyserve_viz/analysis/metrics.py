@@ -1,0 +1,195 @@
+"""The totals of a replay, summed from its events; the same code runs live and over a recording."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tinyserve_viz.core import events as ev
+from tinyserve_viz.core.config import EngineConfig
+from tinyserve_viz.core.state import CacheState
+from tinyserve_viz.core.workload import MISS_CAUSES, Workload
+
+
+class Metrics:
+    """Sums over all events so far. `add` is a sink; `as_dict` names everything with its unit or its ratio.
+
+    utilization: `decode` = Σ tokens / Σ slots reserved over every (step, decoding sequence), a shared block counting
+    for each of its sequences; `physical` = Σ distinct tokens / Σ slots of used blocks over steps, counting it once;
+    `mean` = mean share of the pool that is used; `waste` = 1 − physical.
+    """
+
+    def __init__(self, workload: Workload, engine: EngineConfig) -> None:
+        self._engine = engine
+        self._workload = workload
+        self._class_tokens = np.zeros(len(MISS_CAUSES), dtype=np.int64)
+        self._kinds = {
+            ev.StepEnded: self._step_ended,
+            ev.BlocksAllocated: self._blocks_allocated,
+            ev.BlocksFreed: self._blocks_freed,
+            ev.SequenceAdmitted: self._sequence_admitted,
+            ev.BlocksEvicted: self._blocks_evicted,
+            ev.SequencesFinished: self._sequences_finished,
+            ev.SequencePreempted: self._sequence_preempted,
+            ev.BlocksCopied: self._blocks_copied,
+            ev.RequestRejected: self._request_rejected,
+            ev.RequestCancelled: self._request_cancelled,
+        }
+        self.steps = self.time_us = 0
+        self.prefill_tokens = self.decoded_tokens = 0
+        self._decode_tokens = self._decode_slots = self._resident = self._used_slots = 0
+        self._sum_used = self._internal_steps = 0
+        self.peak_used = self.peak_used_slots = 0
+        self.allocations = self.frees = self.evictions = self.copies = self.preemptions = 0
+        self.completed = self.rejected = self.cancelled = 0
+        self.recomputed_tokens = 0
+
+    def add(self, _step: int, event: ev.Event) -> None:
+        """Take the next event."""
+        handler = self._kinds.get(type(event))
+        if handler is not None:
+            handler(event)
+
+    def _step_ended(self, event: Any) -> None:
+        self.steps += 1
+        self.time_us = event.time_us
+        self.prefill_tokens += event.num_prefill_tokens
+        self.decoded_tokens += event.num_decoding
+        self._decode_tokens += event.decode_tokens
+        self._decode_slots += event.decode_slots
+        self._resident += event.resident_tokens
+        self._used_slots += event.used_slots
+        if event.used_blocks > self.peak_used:
+            self.peak_used = event.used_blocks
+        if event.used_slots > self.peak_used_slots:
+            self.peak_used_slots = event.used_slots
+
+    def _blocks_allocated(self, event: Any) -> None:
+        self.allocations += len(event.blocks)
+
+    def _blocks_freed(self, event: Any) -> None:
+        self.frees += len(event.blocks)
+
+    def _blocks_copied(self, event: Any) -> None:
+        self.copies += len(event.dst)
+        self.allocations += len(event.dst)
+        self.frees += len(event.src)
+
+    def _sequence_admitted(self, event: Any) -> None:
+        self._class_tokens += event.class_tokens
+
+    def _blocks_evicted(self, event: Any) -> None:
+        self.evictions += len(event.blocks)
+
+    def _sequences_finished(self, event: Any) -> None:
+        self.completed += len(event.requests)
+
+    def _sequence_preempted(self, event: Any) -> None:
+        self.preemptions += 1
+        self.recomputed_tokens += event.lost_tokens
+
+    def _request_rejected(self, _event: Any) -> None:
+        self.rejected += 1
+
+    def _request_cancelled(self, _event: Any) -> None:
+        self.cancelled += 1
+
+    def as_dict(self, state: CacheState) -> dict[str, Any]:
+        """The sections `requests`, `blocks`, `prefix`, `utilization` and `fragmentation` of the summary."""
+        prompt_tokens = int(self._class_tokens.sum())
+        hit_tokens = int(self._class_tokens[0])
+        slots = self._engine.num_blocks * self._engine.block_size
+        physical = _ratio(self._resident, self._used_slots)
+        return {
+            "requests": {
+                "completed": self.completed,
+                "preemptions": self.preemptions,
+                "rejected": self.rejected,
+                "cancelled": self.cancelled,
+            },
+            "tokens": {
+                "prefilled": self.prefill_tokens,
+                "decoded": self.decoded_tokens,
+                "lost_to_preemption": self.recomputed_tokens,
+            },
+            "blocks": {
+                "num_blocks": self._engine.num_blocks,
+                "block_size": self._engine.block_size,
+                "peak_used": self.peak_used
+                if self._engine.allocator == "paged"
+                else -(-self.peak_used_slots // self._engine.block_size),
+                "allocations": self.allocations,
+                "frees": self.frees,
+                "copies_on_write": self.copies,
+                "evictions": self.evictions,
+                "compaction_moves": 0,
+                "leaked": leaked_blocks(state),
+            },
+            "prefix": {
+                "prompt_tokens": prompt_tokens,
+                "hit_tokens": hit_tokens,
+                "token_hit_rate": _ratio(hit_tokens, prompt_tokens),
+                "misses": dict(zip(MISS_CAUSES[1:], self._class_tokens[1:].tolist(), strict=True)),
+            },
+            "utilization": {
+                "decode": _ratio(self._decode_tokens, self._decode_slots),
+                "physical": physical,
+                "mean": _ratio(self._used_slots, self.steps * slots),
+                "waste": None if physical is None else 1 - physical,
+            },
+            "fragmentation": fragmentation(state),
+        }
+
+
+def leaked_blocks(state: CacheState) -> int:
+    """Referenced blocks that no live sequence holds (null blocks aside); for baselines, slots of finished sequences."""
+    live = np.flatnonzero(state.slot >= 0)
+    held = np.unique(np.concatenate([state.table(seq) for seq in live.tolist()])) if len(live) else ev.EMPTY
+    stray = int((state.reserved_len[state.slot < 0] > 0).sum())
+    return state.num_used - state.null_blocks - len(held) + stray
+
+
+def fragmentation(state: CacheState) -> dict[str, Any]:
+    """The measures of kernel-contracts §16 on the state as it stands; ratios are None where nothing is there to measure.
+
+    Any free block serves any request, so `external` costs a paged pool no capacity; it says how far contiguous
+    runs (huge pages, bulk copies) could be had.
+    """
+    if len(state.reserved_len) and state.reserved_len.any():
+        return _range_fragmentation(state)
+    used = state.ref > 0
+    used[: state.null_blocks] = False
+    live = int(used.sum())
+    free = ~(state.ref > 0)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], free, [False]]).astype(np.int8)))
+    runs = edges[1::2] - edges[::2]
+    num_free = int(free.sum())
+    return {
+        "internal": 1 - int(state.fill[used].sum()) / (live * state.block_size) if live else None,
+        "external": 1 - int(runs.max()) / num_free if num_free else None,
+        "frag_ratio": (int(np.flatnonzero(used)[-1]) + 1) / live if live else None,
+        "num_free_runs": len(runs),
+        "longest_free_run": int(runs.max(initial=0)),
+    }
+
+
+def _range_fragmentation(state: CacheState) -> dict[str, Any]:
+    live = np.flatnonzero(state.reserved_len)
+    order = live[np.argsort(state.reserved_start[live])]
+    starts, lengths = state.reserved_start[order], state.reserved_len[order]
+    slots = state.num_blocks * state.block_size
+    holes = np.diff(np.concatenate([[0], np.column_stack([starts, starts + lengths]).ravel(), [slots]]))[::2]
+    holes = holes[holes > 0]
+    reserved = int(lengths.sum())
+    return {
+        "internal": 1 - int(state.ctx[live].sum()) / reserved,
+        "external": 1 - int(holes.max()) / int(holes.sum()) if len(holes) else None,
+        "frag_ratio": int(starts[-1] + lengths[-1]) / reserved,
+        "num_free_runs": len(holes),
+        "longest_free_run": int(holes.max(initial=0)) // state.block_size,
+    }
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return part / whole if whole else None

@@ -1,0 +1,87 @@
+"""What a recording says about itself: schema, configuration, origin, and the columns of the workload."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from tinyserve_viz.core.config import ContentConfig, EngineConfig, ModelConfig, as_dict
+from tinyserve_viz.core.rules import EngineRules
+from tinyserve_viz.core.state import CacheState
+from tinyserve_viz.core.workload import Workload, sequences_of
+from tinyserve_viz.recording.codec import decode_value, encode_value
+
+SCHEMA = 1
+_COLUMNS = ("arrival_us", "prompt_len", "output_len", "num_samples", "parent", "fork_at", "cancel_at_us", "priority")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Header:
+    """Everything that a view needs to know besides the events; `origin` holds trace name, format, backend, versions."""
+
+    engine: EngineConfig
+    rules: EngineRules
+    model: ModelConfig
+    content: ContentConfig
+    workload: Workload
+    origin: dict[str, Any]
+
+    def empty_state(self) -> CacheState:
+        """The state before the first event."""
+        return CacheState(
+            self.workload,
+            self.engine.num_blocks,
+            self.engine.block_size,
+            int(self.rules.null_block),
+            self.rules.free_order == "queue",
+        )
+
+    def to_rows(self) -> dict[str, bytes]:
+        """Rows of the table `meta`."""
+        settings = {
+            "engine": as_dict(self.engine),
+            "rules": as_dict(self.rules),
+            "model": as_dict(self.model),
+            "content": as_dict(self.content),
+            "origin": self.origin,
+        }
+        w = self.workload
+        columns = {name: getattr(w, name) for name in _COLUMNS}
+        return {
+            "schema": str(SCHEMA).encode(),
+            "settings": json.dumps(settings).encode(),
+            "workload": encode_value({"ids": w.request_ids, "num_hashes": w.num_hashes, **columns}),
+        }
+
+    @classmethod
+    def from_rows(cls, rows: dict[str, bytes]) -> Header:
+        """The header again; raises KeyError, ValueError or TypeError when the rows are not one."""
+        settings = json.loads(rows["settings"])
+        columns = decode_value(rows["workload"])
+        first_seq, request_of_seq = sequences_of(columns["num_samples"])
+        num = len(columns["ids"])
+        workload = Workload(
+            request_ids=tuple(columns["ids"]),
+            num_hashes=columns["num_hashes"],
+            hash_flat=np.zeros(0, dtype=np.int32),
+            hash_offsets=np.zeros(num + 1, dtype=np.int64),
+            first_seq=first_seq,
+            request_of_seq=request_of_seq,
+            **{name: columns[name] for name in _COLUMNS},
+        )
+        return cls(
+            engine=EngineConfig(**settings["engine"]),
+            rules=EngineRules(**_known(EngineRules, settings["rules"])),
+            model=ModelConfig(**settings["model"]),
+            content=ContentConfig(**settings["content"]),
+            workload=workload,
+            origin=settings["origin"],
+        )
+
+
+def _known(config: type, values: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in fields(config)}
+    return {name: value for name, value in values.items() if name in names}

@@ -1,0 +1,123 @@
+"""A whole state as bytes, or only the chunks of it that changed since the last whole one.
+
+A delta counts from the last full snapshot, not from the delta before it, so a seek reads at most two snapshots.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyserve_viz.core.block_queue import BlockQueue
+from tinyserve_viz.core.state import CacheState
+from tinyserve_viz.recording.codec import decode_value, encode_value
+
+CHUNK = 512  # elements; 2-4 KiB, so a step that touches some hundred blocks of a large pool stores a few per cent of it
+_LEVEL = 1  # zlib: 5 MB of block arrays shrink fourfold in about 40 ms; higher levels cost more than they save
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def arrays_of(state: CacheState) -> Arrays:
+    """Everything in a state that is not derived, as named vectors; views where possible."""
+    arrays: Arrays = {name: getattr(state, name) for name in (*CacheState.BLOCK_ARRAYS, *CacheState.SEQ_ARRAYS)}
+    arrays["free.pos"] = state.free.pos
+    if not state.single_queue:
+        arrays["cached.pos"] = state.cached.pos
+    arrays["ever_cached"] = np.packbits(state.ever_cached)
+    live = np.flatnonzero(state.slot >= 0)
+    tables = [state.table(seq) for seq in live.tolist()]
+    arrays["tables"] = np.concatenate(tables) if tables else np.zeros(0, dtype=np.int32)
+    width = -(-int(state.workload.prompt_len[state.workload.request_of_seq[live]].max(initial=0)) // state.block_size)
+    arrays["causes"] = state.causes[state.slot[live], :width].ravel()
+    arrays["scalars"] = np.array([getattr(state, name) for name in CacheState.SCALARS], dtype=np.int64)
+    return arrays
+
+
+class SnapshotWriter:
+    """Makes snapshots of one growing replay; remembers the last full one to find what changed."""
+
+    def __init__(self, full_every: int = 32) -> None:
+        self._full_every = full_every
+        self._since_full = 0
+        self._base: Arrays | None = None
+
+    def encode(self, state: CacheState) -> tuple[bool, bytes]:
+        """(whether it is a full one, the bytes)."""
+        arrays = arrays_of(state)
+        if self._base is None or self._since_full >= self._full_every:
+            self._base = {name: array.copy() for name, array in arrays.items()}
+            self._since_full = 0
+            return True, _pack({name: [array] for name, array in arrays.items()})
+        self._since_full += 1
+        parts = {name: _changed(self._base[name], array) for name, array in arrays.items()}
+        if sum(_size(part) for part in parts.values()) > 0.6 * sum(array.nbytes for array in arrays.values()):
+            self._since_full = self._full_every  # most of it changed: the next one starts afresh
+        return False, _pack(parts)
+
+
+def _changed(base: NDArray[Any], now: NDArray[Any]) -> list[Any]:
+    """[whole array] or [chunk numbers, their elements]: whichever says what differs from `base`."""
+    if len(base) != len(now) or len(now) < 2 * CHUNK:
+        return [] if np.array_equal(base, now) else [now]
+    differs = base != now
+    starts = np.arange(0, len(now), CHUNK)
+    chunks = np.flatnonzero(np.logical_or.reduceat(differs, starts)).astype(np.int32)
+    if 2 * len(chunks) > len(starts):
+        return [now]
+    if not len(chunks):
+        return []
+    return [chunks, np.concatenate([now[c * CHUNK : (c + 1) * CHUNK] for c in chunks.tolist()])]
+
+
+def _size(part: list[Any]) -> int:
+    return int(sum(array.nbytes for array in part))
+
+
+def _pack(parts: dict[str, list[Any]]) -> bytes:
+    plain = {name: [np.ascontiguousarray(array) for array in part] for name, part in parts.items()}
+    return zlib.compress(encode_value(plain), _LEVEL)
+
+
+def restore(empty: CacheState, full: bytes, delta: bytes | None) -> CacheState:
+    """The state that was encoded, built in `empty`, a fresh state of the same workload and sizes."""
+    arrays: Arrays = {name: part[0] for name, part in decode_value(zlib.decompress(full)).items()}
+    if delta is not None:
+        for name, part in decode_value(zlib.decompress(delta)).items():
+            if len(part) == 1:
+                arrays[name] = part[0]
+            elif part:
+                arrays[name] = arrays[name].copy()
+                start = 0
+                for chunk in part[0].tolist():
+                    end = start + len(arrays[name][chunk * CHUNK : (chunk + 1) * CHUNK])
+                    arrays[name][chunk * CHUNK : (chunk + 1) * CHUNK] = part[1][start:end]
+                    start = end
+    return _fill(empty, arrays)
+
+
+def _fill(state: CacheState, arrays: Arrays) -> CacheState:
+    for name in (*CacheState.BLOCK_ARRAYS, *CacheState.SEQ_ARRAYS):
+        getattr(state, name)[:] = arrays[name]
+    state.free = BlockQueue.from_places(arrays["free.pos"].copy())
+    state.cached = BlockQueue.from_places(arrays["cached.pos"].copy()) if "cached.pos" in arrays else state.free
+    state.ever_cached[:] = np.unpackbits(arrays["ever_cached"], count=len(state.ever_cached)).astype(np.bool_)
+    for name, value in zip(CacheState.SCALARS, arrays["scalars"].tolist(), strict=True):
+        setattr(state, name, value)
+    live = np.flatnonzero(state.slot >= 0)
+    if len(live):
+        state.grow_slots(int(state.slot[live].max()))
+        state.slot_used[state.slot[live]] = True
+        start = 0
+        for seq in live.tolist():
+            held = int(state.num_held[seq])
+            state.tables[state.slot[seq], :held] = arrays["tables"][start : start + held]
+            start += held
+        state.causes[state.slot[live], : len(arrays["causes"]) // len(live)] = arrays["causes"].reshape(len(live), -1)
+    hashed = np.flatnonzero(state.hash >= 0)
+    oldest_last = hashed[np.argsort(-state.inserted[hashed], kind="stable")]
+    state.block_of_hash[state.hash[oldest_last]] = oldest_last
+    return state

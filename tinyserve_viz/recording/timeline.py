@@ -1,0 +1,151 @@
+"""Reading a recording: its header, its events, and its state after any number of them."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+from tinyserve_viz.core.apply import apply
+from tinyserve_viz.core.errors import RecordingError, TinyserveError
+from tinyserve_viz.core.events import EVENT_TYPES, KIND_OF, Event, StepEnded
+from tinyserve_viz.core.state import CacheState
+from tinyserve_viz.recording.codec import decode_event
+from tinyserve_viz.recording.header import SCHEMA, Header
+from tinyserve_viz.recording.recorder import APPLICATION_ID
+from tinyserve_viz.recording.snapshot import restore
+
+_SQLITE_MAGIC = b"SQLite format 3\x00"
+
+
+def is_recording(path: Path) -> bool:
+    """Whether the file looks like a recording (a SQLite file), by its first bytes.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return file.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC
+
+
+class Timeline:
+    """A recording, opened for reading; it may still be growing in another thread.
+
+    Raises:
+        RecordingError: no recording, damaged, cut in half, or of a newer schema.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            if not is_recording(path):
+                raise RecordingError(f"{path}: is no recording (not a SQLite file)")
+            self._db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+            self._open()
+        except OSError as error:
+            raise RecordingError(f"{path}: {error.strerror}") from None
+        except sqlite3.Error as error:
+            raise RecordingError(f"{path}: damaged recording: {error}") from None
+
+    def _open(self) -> None:
+        found = self._db.execute("PRAGMA application_id").fetchone()[0]
+        if found != APPLICATION_ID:
+            raise RecordingError(f"{self.path}: is a SQLite file of something else (application id {found:#x})")
+        rows: dict[str, bytes] = dict(self._db.execute("SELECT key, value FROM meta"))
+        schema = int(rows.get("schema", b"0"))
+        if schema > SCHEMA:
+            raise RecordingError(f"{self.path}: recording has schema {schema}, this version reads up to {SCHEMA}")
+        try:
+            self.header = Header.from_rows(rows)
+        except (KeyError, ValueError, TypeError, TinyserveError) as error:
+            raise RecordingError(f"{self.path}: damaged recording: header: {error}") from None
+        self.digest = rows["digest"].decode() if "digest" in rows else None
+        self.summary = rows.get("summary")
+        self.refresh()
+
+    def refresh(self) -> int:
+        """Look again how many events there are; returns that number."""
+        self.num_events: int = self._db.execute("SELECT COALESCE(MAX(idx) + 1, 0) FROM events").fetchone()[0]
+        return self.num_events
+
+    @property
+    def complete(self) -> bool:
+        """Whether the replay came to its end."""
+        return self.digest is not None
+
+    def events(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, Event]]:
+        """(step, event) for the events numbered start … stop − 1.
+
+        Raises:
+            RecordingError: the file is damaged there.
+        """
+        stop = self.num_events if stop is None else stop
+        try:
+            query = "SELECT step, kind, payload, observed FROM events WHERE idx >= ? AND idx < ? ORDER BY idx"
+            for step, kind, payload, observed in self._db.execute(query, (start, stop)):
+                if kind >= len(EVENT_TYPES):
+                    raise RecordingError(f"{self.path}: unknown event kind {kind}; made by a newer version?")
+                yield step, decode_event(kind, payload, observed)
+        except (sqlite3.Error, ValueError) as error:
+            raise RecordingError(f"{self.path}: damaged recording: {error}") from None
+
+    def event(self, index: int) -> tuple[int, Event]:
+        """(step, event) number `index`."""
+        return next(self.events(index, index + 1))
+
+    def events_of_kind(self, event_type: type[Event]) -> Iterator[tuple[int, int, Event]]:
+        """(index, step, event) of every event of one type, in order."""
+        kind = KIND_OF[event_type]
+        query = "SELECT idx, step, payload, observed FROM events WHERE kind = ? ORDER BY idx"
+        for index, step, payload, observed in self._db.execute(query, (kind,)):
+            yield index, step, decode_event(kind, payload, observed)
+
+    def seek(self, num_events: int) -> CacheState:
+        """A fresh state after the first `num_events` events: the nearest snapshot, then forwards from there."""
+        num_events = max(0, min(num_events, self.num_events))
+        try:
+            query = "SELECT idx, base, payload FROM snapshots WHERE idx <= ? ORDER BY idx DESC LIMIT 1"
+            index, base, payload = self._db.execute(query, (num_events,)).fetchone()
+            full = payload
+            if base != index:
+                full = self._db.execute("SELECT payload FROM snapshots WHERE idx = ?", (base,)).fetchone()[0]
+        except (sqlite3.Error, TypeError) as error:
+            raise RecordingError(f"{self.path}: damaged recording: snapshots: {error}") from None
+        state = restore(self.header.empty_state(), full, payload if base != index else None)
+        self.advance(state, index, num_events)
+        return state
+
+    def advance(self, state: CacheState, start: int, stop: int) -> None:
+        """Apply the events numbered start … stop − 1 to `state`, which stands at `start`."""
+        for _, event in self.events(start, stop):
+            apply(state, event)
+
+    def first_event_of_step(self, step: int) -> int:
+        """Number of the first event that belongs to `step` or a later one."""
+        low, high = 0, self.num_events  # steps never decrease along the events, so bisecting beats an index on disk
+        while low < high:
+            middle = (low + high) // 2
+            if self.step_of(middle) < step:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def step_of(self, index: int) -> int:
+        """The step to which event number `index` belongs; at the end, the number of steps."""
+        row = self._db.execute("SELECT step FROM events WHERE idx = ?", (index,)).fetchone()
+        if row is not None:
+            return int(row[0])
+        row = self._db.execute("SELECT step, kind FROM events ORDER BY idx DESC LIMIT 1").fetchone()
+        return 0 if row is None else int(row[0]) + (row[1] == KIND_OF[StepEnded])
+
+    def close(self) -> None:
+        """Let the file go."""
+        self._db.close()
+
+    def __enter__(self) -> Timeline:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
