@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from tinyserve_viz.trace.request import Request, Trace
-from tinyserve_viz.trace.rows import check_sorted, require_rows, whole_cell
+from tinyserve_viz.trace.rows import require_rows, whole_cell
 from tinyserve_viz.trace.source import Source, show
 from tinyserve_viz.trace.table import header_of, read_columns
 
@@ -25,14 +25,17 @@ def sniff(head: bytes, name: str) -> bool:  # noqa: ARG001
 def read(source: Source, limit: int | None, max_len: int) -> Trace:
     """Read the first `limit` rows; arrival times count from the first row, cut to whole µs."""
     requests: list[Request] = []
-    start: datetime | None = None
-    before = 0
+    start = above = None
     for line, (stamp, context, generated) in read_columns(source, COLUMNS, limit):
         moment = _moment(source, line, stamp)
-        if start is None:
-            start = moment
+        if start is None or above is None:
+            start = above = moment
+        if moment < above:
+            raise source.error(
+                f"TIMESTAMP is {show(stamp)}, expected order of arrival: at least {above:%F %T.%f}", line
+            )
+        above = moment
         arrival = (moment - start) // _MICROSECOND
-        before = check_sorted(source, line, "TIMESTAMP", before, arrival)
         prompt_len = whole_cell(source, line, "ContextTokens", context, 1, max_len)
         output_len = whole_cell(source, line, "GeneratedTokens", generated, 0, max_len)
         requests.append(Request(f"r{len(requests)}", arrival, prompt_len, output_len))

@@ -40,14 +40,14 @@ def decode_lines(source: Source, type_: type[Row], limit: int | None) -> Iterato
         try:
             yield number, decode(line)
         except (msgspec.DecodeError, RecursionError):
-            _decode(source, decoder, line, number)
+            _decode(source, decoder, line, number)  # raises
 
 
 def _decode(source: Source, decoder: msgspec.json.Decoder[Row], data: bytes, line: int | None) -> Row:
     try:
         return decoder.decode(data)
     except msgspec.ValidationError as error:
-        raise source.error(_explain(str(error), data, in_line=line is not None), line) from None
+        raise source.error(_explain(str(error), data, decoder.type, in_line=line is not None), line) from None
     except msgspec.DecodeError as error:
         raise _syntax_error(source, str(error), data, line) from None
     except RecursionError:
@@ -68,7 +68,7 @@ def _syntax_error(source: Source, message: str, data: bytes, line: int | None) -
     return source.error(f"not JSON at column {column} ({what}), expected a JSON object", where)
 
 
-def _explain(message: str, data: bytes, *, in_line: bool) -> str:
+def _explain(message: str, data: bytes, type_: Any, *, in_line: bool) -> str:
     """Rewrite a msgspec ValidationError as `name is value, expected …`; in JSON lines `$.` is left out."""
     problem, _, path = message.partition(" - at `")
     path = path.removesuffix("`") or "$"
@@ -76,7 +76,8 @@ def _explain(message: str, data: bytes, *, in_line: bool) -> str:
     if match := re.fullmatch(r"Object missing required field `(.*)`", problem):
         return f"{_inside(path, in_line)}{match[1]} is missing, expected a value"
     if match := re.fullmatch(r"Object contains unknown field `(.*)`", problem):
-        return f"{_inside(path, in_line)}{show(match[1])[1:-1]} is an unknown field, expected only known ones"
+        known = ", ".join(_fields_at(type_, path))
+        return f"{_inside(path, in_line)}{show(match[1])[1:-1]} is an unknown field, expected {known}"
     value = _value_at(data, path)
     if path == "$" and in_line:
         name = "the line"
@@ -94,6 +95,16 @@ def _inside(path: str, in_line: bool) -> str:
     return f"{path}." if path else ""
 
 
+def _fields_at(type_: Any, path: str) -> list[str]:
+    """The field names of the object that `type_` describes at a msgspec path."""
+    here: Any = msgspec.inspect.type_info(type_)
+    for key in re.findall(r"\.([^.\[]+)", path):
+        here = next(field.type for field in here.fields if field.encode_name == key)
+        while isinstance(here, msgspec.inspect.ListType):
+            here = here.item_type
+    return [field.encode_name for field in here.fields]
+
+
 def _value_at(data: bytes, path: str) -> str:
     """The value at a msgspec path such as `$.requests[3].id`, shown for an error."""
     try:
@@ -101,5 +112,5 @@ def _value_at(data: bytes, path: str) -> str:
         for key, index in re.findall(r"\.([^.\[]+)|\[(\d+)\]", path):
             value = value[key] if key else value[int(index)]
     except (msgspec.DecodeError, RecursionError, LookupError, TypeError):
-        return "something else"
+        return "of another type"
     return show(value)

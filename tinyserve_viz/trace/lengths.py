@@ -24,11 +24,12 @@ def read(source: Source, limit: int | None, max_len: int) -> Trace:
     """Read the first `limit` rows."""
     timed = ARRIVAL in header_of(source.data)
     requests: list[Request] = []
-    before = 0
+    above = 0.0
     for line, cells in read_columns(source, (*COLUMNS, ARRIVAL) if timed else COLUMNS, limit):
-        arrival = seconds_cell(source, line, ARRIVAL, cells[2]) if timed else 0
-        before = check_sorted(source, line, ARRIVAL, before, arrival)
+        seconds = seconds_cell(source, line, ARRIVAL, cells[2]) if timed else 0.0
+        check_sorted(source, line, ARRIVAL, above, seconds)
+        above = seconds
         prompt_len = whole_cell(source, line, COLUMNS[0], cells[0], 1, max_len)
         output_len = whole_cell(source, line, COLUMNS[1], cells[1], 0, max_len)
-        requests.append(Request(f"r{len(requests)}", arrival, prompt_len, output_len))
+        requests.append(Request(f"r{len(requests)}", round(seconds * 1_000_000), prompt_len, output_len))
     return Trace(source.name, NAME, require_rows(source, requests))

@@ -37,16 +37,17 @@ def sniff(head: bytes, name: str) -> bool:  # noqa: ARG001
 def read(source: Source, limit: int | None, max_len: int) -> Trace:
     """Read the first `limit` rows; ids are kept as they are and cover 512 tokens each."""
     requests: list[Request] = []
-    before = 0
+    above = 0.0
     for line, row in decode_lines(source, MooncakeRow, limit):
         arrival = arrival_from_ms(source, line, "timestamp", row.timestamp)
-        before = check_sorted(source, line, "timestamp", before, arrival)
+        check_sorted(source, line, "timestamp", above, row.timestamp)
+        above = row.timestamp
         check_length(source, line, "input_length", row.input_length, 1, max_len)
         check_length(source, line, "output_length", row.output_length, 0, max_len)
         ids = row.hash_ids
         if len(ids) != math.ceil(row.input_length / HASH_BLOCK):
             raise source.error(
-                f"hash_ids has {len(ids)} ids, expected ceil({row.input_length} / {HASH_BLOCK}) = "
+                f"hash_ids has length {len(ids)}, expected ceil({row.input_length} / {HASH_BLOCK}) = "
                 f"{math.ceil(row.input_length / HASH_BLOCK)}",
                 line,
             )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Annotated, Any, Literal, NoReturn, get_type_hints
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 import msgspec
 import numpy as np
@@ -76,10 +76,16 @@ class RequestRow(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
     priority: Annotated[int, _bounds(-MAX_PRIORITY, MAX_PRIORITY)] = 0
 
 
+class SchemaName(msgspec.Struct):
+    """The file seen only far enough to know whether it is ours."""
+
+    schema: str
+
+
 class TraceFile(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """The whole file."""
 
-    schema: Literal["tinyserve-viz/trace/1"]
+    schema: Annotated[str, Meta(extra_json_schema={"const": SCHEMA})]
     name: str | None = None
     seed: Annotated[int, _bounds(0, MAX_SEED)] = 0
     hash_block: Annotated[int, _bounds(1, MAX_LENGTH)] | None = None
@@ -97,6 +103,9 @@ def sniff(head: bytes, name: str) -> bool:
 
 def read(source: Source, limit: int | None, max_len: int) -> Trace:
     """Read the file and keep its first `limit` requests; a missing `fork_at` becomes min(both prompt lengths)."""
+    schema = decode_document(source, SchemaName).schema
+    if schema != SCHEMA:
+        raise source.error(f"$.schema is {show(schema)}, expected {show(SCHEMA)}")
     file = decode_document(source, TraceFile)
     if not 0 <= file.seed <= MAX_SEED:
         raise source.error(f"$.seed is {show(file.seed)}, expected 0 to {MAX_SEED}")
@@ -133,8 +142,8 @@ class _Row:
             self.refuse("id", f"is {show(id_)}, which an earlier request has, expected ids to differ")
         arrival = self.micros("arrival_ms", row.arrival_ms)
         if before and arrival < before[-1].arrival_us:
-            above = f"{before[-1].arrival_us / 1000:g}"
-            self.refuse("arrival_ms", f"is {row.arrival_ms:g}, expected order of arrival: at least {above}")
+            above = show(before[-1].arrival_us / 1000)
+            self.refuse("arrival_ms", f"is {show(row.arrival_ms)}, expected order of arrival: at least {above}")
         self.whole("prompt_len", row.prompt_len, 1, max_len)
         self.whole("output_len", row.output_len, 0, max_len)
         self.whole("n", row.n, 1, MAX_SAMPLES)
@@ -143,7 +152,9 @@ class _Row:
         if row.cancel_at_ms is not None:
             cancel = self.micros("cancel_at_ms", row.cancel_at_ms)
             if cancel < arrival:
-                self.refuse("cancel_at_ms", f"is {row.cancel_at_ms:g}, expected at least arrival_ms {row.arrival_ms:g}")
+                self.refuse(
+                    "cancel_at_ms", f"is {show(row.cancel_at_ms)}, expected at least arrival_ms {show(row.arrival_ms)}"
+                )
         return Request(
             id=id_,
             arrival_us=arrival,
@@ -181,7 +192,7 @@ class _Row:
             return None
         if hash_block and len(ids) > math.ceil(self.row.prompt_len / hash_block):
             most = f"ceil({self.row.prompt_len} / {hash_block}) = {math.ceil(self.row.prompt_len / hash_block)}"
-            self.refuse("prefix_hash_ids", f"has {len(ids)} ids, expected at most {most}")
+            self.refuse("prefix_hash_ids", f"has length {len(ids)}, expected at most {most}")
         if len(set(ids)) != len(ids):
             repeated = next(id_ for index, id_ in enumerate(ids) if id_ in ids[:index])
             self.refuse("prefix_hash_ids", f"names {show(repeated)} twice, expected each id once in a request")
@@ -191,7 +202,7 @@ class _Row:
         if tokens is None:
             return None
         if len(tokens) != length:
-            self.refuse(name, f"has {len(tokens)} ids, expected {length}")
+            self.refuse(name, f"has length {len(tokens)}, expected {length}")
         return self.array(name, tokens, MAX_TOKEN_ID).astype(np.int32)
 
     def array(self, name: str, values: list[int], high: int) -> NDArray[np.int64]:
@@ -202,7 +213,7 @@ class _Row:
 
     def micros(self, name: str, value: float) -> int:
         if not 0 <= value <= MAX_TIME_MS:
-            self.refuse(name, f"is {value:g}, expected 0 to {MAX_TIME_MS:g}")
+            self.refuse(name, f"is {show(value)}, expected 0 to {MAX_TIME_MS:g}")
         return round(value * 1000)
 
     def whole(self, name: str, value: int, low: int, high: int) -> None:
@@ -225,15 +236,18 @@ def _settings(source: Source, name: str, config: type, section: Any) -> dict[str
             field = key + PERMILLE
             if getattr(section, field) is not UNSET:
                 raise source.error(f"$.{name} sets {key} and {field}, expected one of them")
+            if not 0 <= value <= 1:
+                raise source.error(f"$.{name}.{key} is {show(value)}, expected 0 to 1")
             permille = round(value * 1000)
             if not math.isclose(permille, value * 1000, abs_tol=1e-6):
-                raise source.error(f"$.{name}.{key} is {value:g}, expected at most three decimal places")
+                raise source.error(f"$.{name}.{key} is {show(value)}, expected at most three decimal places")
             value = permille
         found[field] = value
     try:
         config(**found)
     except ConfigError as error:
-        raise source.error(f"$.{name}: {error}") from None
+        names_field = str(error).partition(" ")[0] in found
+        raise source.error(f"$.{name}{'.' if names_field else ': '}{error}") from None
     return found
 
 

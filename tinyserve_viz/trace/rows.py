@@ -24,17 +24,14 @@ def check_length(source: Source, line: int, name: str, value: int, low: int, hig
 def arrival_from_ms(source: Source, line: int, name: str, value: float) -> int:
     """µs of a time in ms, rounded to the nearest."""
     if not 0 <= value <= MAX_TIME_MS:
-        raise source.error(f"{name} is {value:g}, expected 0 to {MAX_TIME_MS:g} ms", line)
+        raise source.error(f"{name} is {show(value)}, expected 0 to {MAX_TIME_MS:g} ms", line)
     return round(value * 1000)
 
 
-def check_sorted(source: Source, line: int, name: str, before: int, arrival: int) -> int:
-    """Refuse an `arrival` earlier than that of the row before (both in µs); return it."""
-    if arrival < before:
-        raise source.error(
-            f"{name} is {(before - arrival) / 1000:g} ms before that of the row above, expected order of arrival", line
-        )
-    return arrival
+def check_sorted(source: Source, line: int, name: str, above: float, value: float) -> None:
+    """Refuse a time earlier than that of the row above, both in the file's own unit."""
+    if value < above:
+        raise source.error(f"{name} is {show(value)}, expected order of arrival: at least {show(above)}", line)
 
 
 def require_rows(source: Source, requests: list[Request]) -> tuple[Request, ...]:
@@ -47,7 +44,7 @@ def require_rows(source: Source, requests: list[Request]) -> tuple[Request, ...]
 def token_array(source: Source, line: int, name: str, tokens: list[int], length: int) -> NDArray[np.int32]:
     """int32 [length] token ids of one row."""
     if len(tokens) != length:
-        raise source.error(f"{name} has {len(tokens)} ids, expected {length}", line)
+        raise source.error(f"{name} has length {len(tokens)}, expected {length}", line)
     if tokens and not (min(tokens) >= 0 and max(tokens) <= MAX_TOKEN_ID):
         bad = next(token for token in tokens if not 0 <= token <= MAX_TOKEN_ID)
         raise source.error(f"{name} has {bad}, expected 0 to {MAX_TOKEN_ID}", line)
@@ -66,12 +63,12 @@ def whole_cell(source: Source, line: int, name: str, cell: str, low: int, high: 
     return value
 
 
-def seconds_cell(source: Source, line: int, name: str, cell: str) -> int:
-    """µs of the seconds in a CSV cell."""
+def seconds_cell(source: Source, line: int, name: str, cell: str) -> float:
+    """The seconds in a CSV cell."""
     try:
         value = float(cell)
     except ValueError:
         value = math.nan
     if not 0 <= value <= MAX_TIME_MS / 1000:
         raise source.error(f"{name} is {show(cell)}, expected 0 or more seconds", line)
-    return round(value * 1_000_000)
+    return value

@@ -58,14 +58,14 @@ def open_source(path: str | Path) -> Source:
 
 
 def show(value: Any) -> str:
-    """`value` as JSON would write it, on one line and cut where it is long, for use in an error."""
+    """`value` on one line and cut where it is long, for use in an error."""
     if isinstance(value, dict):
         return "an object"
     if isinstance(value, list):
         return "an array"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    text = repr(value)
+    text = f"{value:.15g}" if isinstance(value, float) else repr(value)
     return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
 
 
@@ -77,12 +77,11 @@ def _name_of(file: Path) -> str:
 
 def _check_text(source: Source) -> None:
     data = source.data
-    position = data.find(b"\0")
-    if position < 0 and not data.isascii():
-        try:
-            data.decode("utf-8")
-        except UnicodeDecodeError as error:
-            position = error.start
+    try:
+        data.decode("utf-8")
+        position = data.find(b"\0")
+    except UnicodeDecodeError as error:
+        position = error.start
     if position >= 0:
         line = data.count(b"\n", 0, position) + 1
         raise source.error(f"binary data (byte 0x{data[position]:02x}), expected text in UTF-8", line)

@@ -34,13 +34,14 @@ def sniff(head: bytes, name: str) -> bool:  # noqa: ARG001
 def read(source: Source, limit: int | None, max_len: int) -> Trace:
     """Read the first `limit` rows; arrival times are cut to whole µs."""
     requests: list[Request] = []
-    before = 0
+    above = 0
     for line, row in decode_lines(source, TokensRow, limit):
         if not 0 <= row.arrival_time_ns <= MAX_TIME_MS * 1_000_000:
             found = show(row.arrival_time_ns)
             raise source.error(f"arrival_time_ns is {found}, expected 0 to {MAX_TIME_MS * 1_000_000:g}", line)
+        check_sorted(source, line, "arrival_time_ns", above, row.arrival_time_ns)
+        above = row.arrival_time_ns
         arrival = row.arrival_time_ns // 1000
-        before = check_sorted(source, line, "arrival_time_ns", before, arrival)
         check_length(source, line, "input_toks", row.input_toks, 1, max_len)
         check_length(source, line, "output_toks", row.output_toks, 0, max_len)
         prompt = token_array(source, line, "input_tok_ids", row.input_tok_ids, row.input_toks)

@@ -1,0 +1,17 @@
+"""Fixtures that several folders of tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_traces() -> Path:
+    """The folder of real traces that the environment names; what needs them is skipped where it is unset."""
+    folder = os.environ.get("TINYSERVE_TRACES")
+    if not folder:
+        pytest.skip("TINYSERVE_TRACES is unset: it names the folder of real traces (README, References)")
+    return Path(folder)
