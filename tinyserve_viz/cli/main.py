@@ -22,6 +22,7 @@ INTERRUPTED = 130
 
 # (name, module with configure(parser) and run(args) -> int, what it does). Modules import what is heavy inside run.
 COMMANDS: tuple[tuple[str, str, str], ...] = (
+    ("replay", "tinyserve_viz.cli.replay", "replay a trace through the allocator, or open a recording"),
     ("gen", "tinyserve_viz.cli.gen", "generate a seeded synthetic trace"),
     ("import", "tinyserve_viz.cli.import_", "convert a trace of any known format to our JSON"),
     ("curve", "tinyserve_viz.cli.curve", "prefix-cache hit rates of a trace by capacity and policy"),

@@ -16,6 +16,9 @@ from tinyserve_viz.core import state as st
 from tinyserve_viz.core.state import CacheState
 
 
+_FEW = 4  # blocks; scalar assignments to so many cost less than NumPy's calls (measured: 0.1 against 1.5 µs each)
+
+
 def apply(state: CacheState, event: ev.Event) -> None:
     """Change `state` by `event`."""
     _APPLY[type(event)](state, event)
@@ -113,6 +116,14 @@ def _drop_hashes_with_copies(state: CacheState, event: ev.BlocksEvicted) -> None
 def _blocks_allocated(state: CacheState, event: ev.BlocksAllocated) -> None:
     blocks, seqs, counts = event.blocks, event.seqs, event.counts
     _take(state, blocks)
+    if len(blocks) <= _FEW and len(blocks) == len(seqs):
+        tables, num_held = state.tables, state.num_held
+        triples = zip(seqs.tolist(), event.first_logical.tolist(), blocks.tolist(), strict=True)
+        for seq, logical, block in triples:
+            tables[state.slot[seq], logical] = block
+            num_held[seq] += 1
+            state.tail_block[seq] = block
+        return
     if len(blocks) == len(seqs):
         state.tables[state.slot[seqs], event.first_logical] = blocks
     else:
@@ -121,16 +132,24 @@ def _blocks_allocated(state: CacheState, event: ev.BlocksAllocated) -> None:
             state.tables[state.slot[seq], first : first + count] = blocks[start : start + count]
             start += count
     state.num_held[seqs] += counts
+    state.tail_block[seqs] = blocks[np.cumsum(counts) - 1]
 
 
 def _take(state: CacheState, blocks: ev.I32) -> None:
     """Blocks leave the free order with one reference, empty."""
     state.free.remove(blocks)
+    state.num_used += len(blocks)
+    if len(blocks) <= _FEW:
+        for block in blocks.tolist():
+            state.ref[block] = 1
+            state.gen[block] += 1
+            state.fill[block] = 0
+            state.last_use[block] = state.step
+        return
     state.ref[blocks] = 1
     state.gen[blocks] += 1
     state.fill[blocks] = 0
     state.last_use[blocks] = state.step
-    state.num_used += len(blocks)
 
 
 def _blocks_copied(state: CacheState, event: ev.BlocksCopied) -> None:
@@ -138,6 +157,8 @@ def _blocks_copied(state: CacheState, event: ev.BlocksCopied) -> None:
     state.fill[event.dst] = event.tokens
     state.resident_tokens += int(event.tokens.sum())
     state.tables[state.slot[event.seqs], event.logical] = event.dst
+    last = event.logical == state.num_held[event.seqs] - 1
+    state.tail_block[event.seqs[last]] = event.dst[last]
     np.subtract.at(state.ref, event.src, 1)  # one block may be left by several sharers in one step
 
 
@@ -145,13 +166,15 @@ def _tokens_written(state: CacheState, event: ev.TokensWritten) -> None:
     bs = state.block_size
     seqs = event.decode_seqs
     if len(seqs):
-        pos = state.ctx[seqs]
-        logical = pos // bs
-        blocks = state.tables[state.slot[seqs], logical]
-        state.ctx[seqs] = pos + 1
-        fill = pos - logical * bs + 1
-        state.resident_tokens += len(seqs) if not state.has_forks else int(fill.sum() - state.fill[blocks].sum())
-        state.fill[blocks] = fill
+        blocks = state.tail_block[seqs]
+        if state.has_forks:  # a block left by its other holders may be fuller than this sequence's part of it
+            fill = state.ctx[seqs] % bs + 1
+            state.resident_tokens += int(fill.sum() - state.fill[blocks].sum())
+            state.fill[blocks] = fill
+        else:
+            state.resident_tokens += len(seqs)
+            state.fill[blocks] += 1
+        state.ctx[seqs] += 1
         state.last_written = blocks
     else:
         state.last_written = ev.EMPTY
@@ -197,6 +220,7 @@ def _sequences_forked(state: CacheState, event: ev.SequencesForked) -> None:
         state.slot[child] = slot
         state.slot_used[slot] = True
         state.tables[slot, :held] = shared
+        state.tail_block[child] = shared[-1] if held else 0
         state.causes[slot] = state.causes[state.slot[parent]]
         state.num_held[child] = held
         state.ctx[child] = event.num_tokens

@@ -52,12 +52,22 @@ class BlockQueue:
 
     def remove(self, blocks: I32) -> None:
         """Take `blocks`, all of which are in the queue, out of it."""
-        self.pos[blocks] = NOWHERE
-        self.size -= len(blocks)
+        count = len(blocks)
+        if count <= _SCALAR_BATCH:
+            for block in blocks.tolist():
+                self.pos[block] = NOWHERE
+        else:
+            self.pos[blocks] = NOWHERE
+        self.size -= count
         self._advance_head()
 
     def front(self, count: int) -> I32:
         """The first `count` blocks, or all if there are fewer; changes nothing."""
+        if count <= _SCALAR_BATCH:
+            return self._few(count)
+        return self._many(count)
+
+    def _many(self, count: int) -> I32:
         window = count + 16
         while True:
             places = np.arange(self.head, min(self.head + window, self.tail), dtype=np.int64)
@@ -66,6 +76,20 @@ class BlockQueue:
             if len(alive) >= count or self.head + window >= self.tail:
                 return alive[:count]
             window *= 4
+
+    def _few(self, count: int) -> I32:
+        """`front` for a handful of blocks, one by one while live entries stand close together."""
+        ring, pos, tail, length = self.ring, self.pos, self.tail, len(self.ring)
+        found: list[int] = []
+        place = self.head
+        while len(found) < count and place < tail:
+            if place - self.head > 64:  # a hole of dead entries: look at many at once
+                return self._many(count)
+            block = ring[place % length]
+            if pos[block] == place:
+                found.append(block)
+            place += 1
+        return np.array(found, dtype=np.int32)
 
     def order(self) -> I32:
         """All blocks, front first."""

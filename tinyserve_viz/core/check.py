@@ -6,7 +6,7 @@
 | I2 | a block has as many references as live tables name it |
 | I3 | every unreferenced block stands once in its free order: cached ones in the index, free ones not |
 | I4 | table entries are mapped up to the held count and -1 beyond it; reserved ranges are disjoint and inside the pool |
-| I5 | no write to a block with more than one reference |
+| I5 | no write to a block with more than one reference (checked at every write, so by `StepChecker` alone) |
 | I7 | the prefix index names full blocks with the right chained content, each hash its oldest block |
 
 I6 (boxes contain their keys) and I8 (moving blocks changes no sequence) need K/V and are checked where the kernels run.
@@ -22,6 +22,7 @@ from tinyserve_viz.core import events as ev
 from tinyserve_viz.core.block_queue import NOWHERE
 from tinyserve_viz.core.state import CacheState
 
+_FEW = 8  # named blocks up to which scalar checks cost less than NumPy calls
 FULL_EVERY = 1000  # steps; a full check of 8,192 blocks and 256 tables costs about 1 ms
 PER_STEP = ("I1", "I2", "I3", "I4", "I5", "I7")
 
@@ -69,7 +70,6 @@ def check(state: CacheState) -> list[Violation]:
     mapped = int((state.tables >= 0).sum())
     expect(mapped == int(state.num_held[live].sum()), "I4", f"{mapped} table entries are mapped, sequences hold {int(state.num_held[live].sum())}")
     _check_ranges(state, found)
-    expect(bool((state.ref[state.last_written] <= 1).all()), "I5", "a shared block was written")
     _check_index(state, found, live, hashed)
     return found
 
@@ -124,6 +124,9 @@ class StepChecker:
         """Take the next event, which was just applied."""
         kind = type(event)
         if kind is ev.TokensWritten:
+            written = self._state.last_written
+            if len(written) and int(self._state.ref[written].max()) > 1:
+                self._report(step, "I5", "a shared block was written")
             return
         if kind is ev.StepEnded:
             self._check_step(step)
@@ -151,9 +154,6 @@ class StepChecker:
     def _check_step(self, step: int) -> None:
         state = self._state
         self.num_checked += len(PER_STEP)
-        written = state.last_written
-        if len(written) and int(state.ref[written].max()) > 1:
-            self._report(step, "I5", "a shared block was written")
         if self._named:
             named = np.concatenate(self._named) if len(self._named) > 1 else self._named[0]
             self._named = []
@@ -161,8 +161,29 @@ class StepChecker:
         if state.step % self._full_every == 0:
             self.check_now()
 
+    def _check_few(self, named: list[int]) -> bool:
+        """The checks of `_check_named` on a handful of blocks, without NumPy's cost per call; False when one failed."""
+        state, references = self._state, self._references
+        ref, content, in_free, in_cached = state.ref, state.hash, state.free.pos, state.cached.pos
+        single = state.single_queue
+        for block in named:
+            references_now = ref[block]
+            if references_now != references[block]:
+                return False
+            free = in_free[block] != NOWHERE
+            placed = free if single else free != (in_cached[block] != NOWHERE)
+            if (references_now > 0) == placed:
+                return False
+            hashed = content[block]
+            if hashed >= 0 and content[state.block_of_hash[hashed]] != hashed:
+                return False
+        return True
+
     def _check_named(self, step: int, named: ev.I32) -> None:
         state = self._state
+        if len(named) <= _FEW and self._check_few(named.tolist()):
+            self._check_orders(step)
+            return
         ref = state.ref[named]
         if not np.array_equal(ref, self._references[named]):
             self._report(step, "I2", "a block has other references than the events gave it")
@@ -170,19 +191,24 @@ class StepChecker:
         placed = in_free if state.single_queue else in_free ^ in_cached
         if not ((ref > 0) ^ placed).all():
             self._report(step, "I3", "a block is both referenced and free, or neither")
+        content = state.hash[named]
+        content = content[content >= 0]
+        if len(content) and not np.array_equal(state.hash[state.block_of_hash[content]], content):
+            self._report(step, "I7", "the index does not lead back to a block's content")
+        self._check_orders(step)
+
+    def _check_orders(self, step: int) -> None:
+        state = self._state
         if not state.single_queue and state.cached.size != state.num_cached_free:
             self._report(step, "I1", f"{state.cached.size} blocks are in the cached-free order, {state.num_cached_free} are counted")
         if state.free.size != state.num_free + (state.num_cached_free if state.single_queue else 0):
             self._report(step, "I1", f"{state.free.size} blocks are in the free order, {state.num_free} are counted")
         seqs = self._seqs
         self._seqs = ev.EMPTY
-        seqs = seqs[(state.slot[seqs] >= 0) & (state.num_held[seqs] > 0)]
-        if len(seqs) and int(state.tables[state.slot[seqs], state.num_held[seqs] - 1].min()) < 0:
-            self._report(step, "I4", "the last logical block of a sequence is unmapped")
-        content = state.hash[named]
-        content = content[content >= 0]
-        if len(content) and not np.array_equal(state.hash[state.block_of_hash[content]], content):
-            self._report(step, "I7", "the index does not lead back to a block's content")
+        for seq in seqs.tolist():
+            held = state.num_held[seq]
+            if held and state.tables[state.slot[seq], held - 1] != state.tail_block[seq]:
+                self._report(step, "I4", f"the last logical block of {state.workload.seq_name(seq)} is not where it writes")
 
     def check_now(self) -> None:
         """Check the whole state."""

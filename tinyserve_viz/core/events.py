@@ -24,14 +24,9 @@ EMPTY_U8 = np.zeros(0, dtype=np.uint8)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Event:
-    """Base of all events; `request` is the one request that the event is about, or -1."""
+    """Base of all events. One that is about a single request has it in a field `request`."""
 
     OBSERVED: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def about(self) -> int:
-        """Index of the request that this event is about, -1 when it is about several or none."""
-        return getattr(self, "request", -1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -31,7 +31,8 @@ class CacheState:
     index, `inserted` order of entering it, `clock_bit`.
     Per sequence [S]: `status`, `ctx` tokens stored, `prefill_target` tokens that count as prefill, `slot` row in
     `tables` or -1, `num_held` mapped logical blocks, `held_at_preempt`, `num_preemptions`, `hit_tokens`, times in µs
-    (-1: not yet), `reserved_start`/`reserved_len` token slots of the baseline allocators.
+    (-1: not yet), `reserved_start`/`reserved_len` token slots of the baseline allocators, `tail_block` the last block of
+    its table, which is where it writes next (derived; meaningless while it holds none).
     `tables` int32 [slots][max_blocks], -1 = no block; `causes` uint8 beside it: why a prompt block was a hit or a miss.
     Per hash [H]: `block_of_hash` the oldest block with that content or -1, `ever_cached`.
     """
@@ -75,6 +76,7 @@ class CacheState:
         "status",
         "step",
         "tables",
+        "tail_block",
         "time_us",
         "uses",
         "workload",
@@ -129,6 +131,7 @@ class CacheState:
         for name in ("ctx", "prefill_target", "num_held", "held_at_preempt", "num_preemptions", "hit_tokens"):
             setattr(self, name, np.zeros(s, dtype=np.int32))
         self.slot: I32 = np.full(s, -1, dtype=np.int32)
+        self.tail_block: I32 = np.zeros(s, dtype=np.int32)
         for name in ("first_token_us", "finished_us", "reserved_start"):
             setattr(self, name, np.full(s, -1, dtype=np.int64))
         self.reserved_len: I64 = np.zeros(s, dtype=np.int64)

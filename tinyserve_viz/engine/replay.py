@@ -609,6 +609,8 @@ class Engine:
 
     def _flush(self, plan: Plan) -> None:
         """Allocate what was promised so far, in the order of the promises, then copy what writers share."""
+        if not plan.pending and not plan.writers:
+            return
         running = self.state.status
         pending = [promise for promise in plan.pending if running[promise[0]] == st.RUNNING]
         writers = [seq for seq in plan.writers if running[seq] == st.RUNNING]
@@ -648,8 +650,12 @@ class Engine:
 
     def _write(self, plan: Plan) -> None:
         """Write what was planned, then index, fork, free and close the step."""
-        prefill_seqs = np.array(list(plan.prefill), dtype=np.int32)
-        counts = np.array(list(plan.prefill.values()), dtype=np.int32)
+        prefill_seqs = counts = ev.EMPTY
+        num_prefill = 0
+        if plan.prefill:
+            prefill_seqs = np.array(list(plan.prefill), dtype=np.int32)
+            counts = np.array(list(plan.prefill.values()), dtype=np.int32)
+            num_prefill = int(counts.sum())
         assert len(prefill_seqs) or len(plan.decoding), "a step with sequences in the queues must make progress"
         self.emit(ev.TokensWritten(plan.decoding, prefill_seqs, counts))
         finished, decode_tokens, decode_slots = self._after_decode(plan.decoding)
@@ -660,10 +666,11 @@ class Engine:
                 grown.extend(self._fork_samples(seq))
         for parent in list(self.children):
             grown.extend(self._fork_children(parent))
-        finished.extend(seq for seq in grown if self.state.ctx[seq] >= self.total[seq])
+        if grown:
+            finished.extend(seq for seq in grown if self.state.ctx[seq] >= self.total[seq])
         if finished:
             self._finish(finished)
-        self.emit(self._step_ended(int(counts.sum()), len(plan.decoding), decode_tokens, decode_slots, prefilled))
+        self.emit(self._step_ended(num_prefill, len(plan.decoding), decode_tokens, decode_slots, prefilled))
 
     def _after_decode(self, decoding: ev.I32) -> tuple[list[int], int, int]:
         """Who is finished, and the sums of context lengths and of slots over the sequences that decoded."""

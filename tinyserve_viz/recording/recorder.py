@@ -43,8 +43,7 @@ class Digest:
 
     def add(self, step: int, event: Event) -> tuple[int, int, bytes, bytes | None]:
         """Take the next event; returns kind, request and the encoded fields for whoever stores them."""
-        kind, payload, observed = encode_event(event)
-        request = event.about
+        kind, request, payload, observed = encode_event(event)
         self._hash.update(digest_header(self.num_events, step, kind, request) + payload)
         self.num_events += 1
         return kind, request, payload, observed

@@ -115,6 +115,7 @@ def _fill(state: CacheState, arrays: Arrays) -> CacheState:
         for seq in live.tolist():
             held = int(state.num_held[seq])
             state.tables[state.slot[seq], :held] = arrays["tables"][start : start + held]
+            state.tail_block[seq] = arrays["tables"][start + held - 1] if held else 0
             start += held
         state.causes[state.slot[live], : len(arrays["causes"]) // len(live)] = arrays["causes"].reshape(len(live), -1)
     hashed = np.flatnonzero(state.hash >= 0)

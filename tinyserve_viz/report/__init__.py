@@ -1,1 +1,1 @@
-"""report."""
+"""Summaries, plots and exports: how what `analysis` chose is written down."""

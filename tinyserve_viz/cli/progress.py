@@ -1,0 +1,40 @@
+"""A progress bar on stderr for what takes longer than a second, and only on a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_PATIENCE_S = 1.0
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Yields a function (done, total) that draws, or None where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
+    task = bar.add_task(what, total=None)
+    started, shown = time.monotonic(), False
+
+    def update(done: int, total: int) -> None:
+        nonlocal shown
+        if not shown and time.monotonic() - started > _PATIENCE_S:
+            bar.start()
+            shown = True
+        bar.update(task, completed=done, total=total)
+        if shown:
+            bar.refresh()
+
+    try:
+        yield update
+    finally:
+        if shown:
+            bar.stop()

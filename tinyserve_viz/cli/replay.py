@@ -1,0 +1,161 @@
+"""`replay`: run a trace through the engine, or open a recording; on a terminal as a TUI, else as a summary."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyserve_viz.cli.arguments import add_trace_arguments, load_trace, whole_number
+from tinyserve_viz.core.config import ALLOCATORS
+from tinyserve_viz.core.rules import PROFILES, RULES_IN_WORDS
+
+if TYPE_CHECKING:
+    from tinyserve_viz.cli.session import Settings
+
+FINDING = 1
+
+_ENGINE_OPTIONS = (
+    ("block-size", "tokens in a block"),
+    ("num-blocks", "blocks in the pool"),
+    ("max-batch-tokens", "tokens that one step may compute"),
+    ("max-num-seqs", "sequences that may run at once"),
+    ("max-model-len", "tokens that the contiguous baseline reserves for a sequence"),
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `replay`."""
+    parser.epilog = (
+        "examples:\n"
+        "  tinyserve-viz replay traces/quickstart.json\n"
+        "  tinyserve-viz replay mooncake.jsonl --num-blocks 65536 --record run.rec\n"
+        "  tinyserve-viz replay run.rec --headless --json\n"
+        "  tinyserve-viz replay sharegpt.jsonl --profile vllm --arrivals burst --decisions out.jsonl"
+    )
+    add_trace_arguments(parser)
+    parser.add_argument("--headless", action="store_true", help="print the summary instead of opening the TUI")
+    parser.add_argument("--json", action="store_true", help="print the summary as one JSON object (headless)")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write every event to FILE")
+    parser.add_argument("--force", action="store_true", help="let --record and --decisions replace existing files")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    for name, what in _ENGINE_OPTIONS:
+        parser.add_argument(f"--{name}", type=whole_number(1), metavar="N", help=what)
+    parser.add_argument("--allocator", choices=ALLOCATORS, help="paged, or a baseline that reserves one range")
+    parser.add_argument("--eviction", metavar="POLICY", help="lru, fifo, lfu or clock")
+    parser.add_argument(
+        "--prefix-caching", choices=("on", "off"), help="whether full prompt blocks stay to be found by later requests"
+    )
+    parser.add_argument("--profile", default="tinyserve", metavar="NAME", help="tinyserve (default) or vllm")
+    parser.add_argument(
+        "--rule", action="append", default=[], metavar="NAME=VALUE", help="change one rule of the profile (see --explain)"
+    )
+    parser.add_argument("--explain", action="store_true", help="list the profile's rules and stop")
+    parser.add_argument(
+        "--arrivals", default="trace", metavar="WHEN", help="trace (default), burst, sequential or timed"
+    )
+    parser.add_argument("--decisions", type=Path, metavar="FILE", help="write one JSON line of decisions a step")
+    parser.add_argument("--seed", type=whole_number(0), metavar="N", help="seed of the content")
+    parser.add_argument("--kernels", choices=("none",), default="none", help="kernels to run")
+    parser.add_argument(
+        "--check", choices=("every", "auto"), default="auto", help="check all invariants every step, or as described in docs"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replay a trace or summarize a recording; 1 when an invariant was violated."""
+    from tinyserve_viz.cli import session
+    from tinyserve_viz.core.errors import RecordingError, TraceError
+    from tinyserve_viz.recording.timeline import Timeline, is_recording
+    from tinyserve_viz.report.summary import as_text
+
+    settings = settings_of(args)
+    if args.explain:
+        return _explain(args, settings)
+    path = Path(args.trace)
+    try:
+        recording = path.is_file() and is_recording(path)
+    except OSError as error:
+        raise TraceError(f"{path}: {error.strerror}") from None
+    if recording:
+        if args.record or args.decisions:
+            raise RecordingError(f"{path}: is a recording already; --record and --decisions take a trace")
+        with Timeline(path) as timeline:
+            summary = session.summarize_recording(timeline, settings.check_every_step)
+    else:
+        summary = _replay(args, settings)
+    print(json.dumps(summary) if args.json else as_text(summary))
+    mismatch = summary.get("complete") and not summary["digest_matches"]
+    if mismatch:
+        print(f"tinyserve-viz: {path}: the digest of the events is not the recorded one", file=sys.stderr)
+    return FINDING if summary["invariants"]["violations"] or mismatch else 0
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The settings that the command line gives."""
+    from tinyserve_viz.cli.session import Settings
+
+    names = [name.replace("-", "_") for name, _ in _ENGINE_OPTIONS]
+    engine: dict[str, Any] = {name: getattr(args, name) for name in [*names, "allocator", "eviction"]}
+    engine["prefix_caching"] = None if args.prefix_caching is None else args.prefix_caching == "on"
+    return Settings(
+        engine=engine,
+        content={"seed": args.seed},
+        profile=args.profile,
+        rules=dict(_rule(text) for text in args.rule),
+        arrivals=args.arrivals,
+        check_every_step=args.check == "every",
+    )
+
+
+def _rule(text: str) -> tuple[str, Any]:
+    from tinyserve_viz.cli.main import UsageError
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"tinyserve-viz replay: --rule {text!r}, expected NAME=VALUE; see --help")
+    default = getattr(PROFILES["tinyserve"], name, None)
+    if isinstance(default, bool):
+        if value not in ("true", "false"):
+            raise UsageError(f"tinyserve-viz replay: --rule {name}={value}, expected true or false; see --help")
+        return name, value == "true"
+    return name, value
+
+
+def _explain(args: argparse.Namespace, settings: Settings) -> int:
+    from tinyserve_viz.core.config import as_dict
+    from tinyserve_viz.core.rules import profile
+
+    values = as_dict(profile(settings.profile, **settings.rules))
+    if args.json:
+        rules = [{"rule": name, "value": values[name], "meaning": text} for name, text in RULES_IN_WORDS.items()]
+        print(json.dumps({"schema": 1, "profile": settings.profile, "rules": rules}))
+        return 0
+    width = max(map(len, RULES_IN_WORDS))
+    for name, text in RULES_IN_WORDS.items():
+        value = str(values[name]).lower() if isinstance(values[name], bool) else values[name]
+        print(f"{name:<{width}}  {value!s:<15} {text}")
+    return 0
+
+
+def _replay(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
+    from contextlib import ExitStack
+
+    from tinyserve_viz.analysis.decisions import DecisionLines
+    from tinyserve_viz.cli.progress import progress_bar
+    from tinyserve_viz.cli.session import prepare, run_replay
+    from tinyserve_viz.core.errors import ConfigError
+
+    trace = load_trace(args)
+    header = prepare(trace, settings)
+    with ExitStack() as stack:
+        sinks: tuple[Any, ...] = ()
+        if args.decisions is not None:
+            if args.decisions.exists() and not args.force:
+                raise ConfigError(f"{args.decisions}: exists; choose another name or overwrite it with --force")
+            file = stack.enter_context(args.decisions.open("wb"))
+            sinks = (DecisionLines(header.workload, header.engine.block_size, file.write).add,)
+        progress = None if args.quiet else stack.enter_context(progress_bar(f"replay {trace.name}"))
+        return run_replay(header, args.record, args.force, settings.check_every_step, sinks, progress)

@@ -1,0 +1,172 @@
+"""One replay from trace to summary: builds the parts and wires them together, for the command line and for the TUI."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tinyserve_viz import __version__
+from tinyserve_viz.analysis.metrics import Metrics
+from tinyserve_viz.core.apply import apply
+from tinyserve_viz.core.check import FULL_EVERY, StepChecker
+from tinyserve_viz.core.config import ContentConfig, EngineConfig, ModelConfig, with_overrides
+from tinyserve_viz.core.errors import ConfigError
+from tinyserve_viz.core.events import Event
+from tinyserve_viz.core.rules import profile as rules_of_profile
+from tinyserve_viz.core.state import CacheState
+from tinyserve_viz.engine.replay import Engine
+from tinyserve_viz.engine.workload import ARRIVALS, workload_of
+from tinyserve_viz.recording.header import Header
+from tinyserve_viz.recording.recorder import Digest, Recorder
+from tinyserve_viz.recording.timeline import Timeline
+from tinyserve_viz.report.summary import Outcome, summarize
+from tinyserve_viz.trace.request import Trace
+
+Sink = Callable[[int, Event], Any]
+Progress = Callable[[int, int], None]
+"""Called now and then with (requests over, requests in all)."""
+
+_PROGRESS_EVERY = 256  # steps
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a user may set for a replay; the overrides win over what the trace file sets, that over the defaults."""
+
+    engine: dict[str, Any] = field(default_factory=dict)
+    content: dict[str, Any] = field(default_factory=dict)
+    profile: str = "tinyserve"
+    rules: dict[str, Any] = field(default_factory=dict)
+    arrivals: str = "trace"
+    check_every_step: bool = False
+
+
+def prepare(trace: Trace, settings: Settings) -> Header:
+    """Everything that is known before the first event.
+
+    Raises:
+        ConfigError: a setting is out of range, or two contradict each other.
+    """
+    rules = rules_of_profile(settings.profile, **settings.rules)
+    if settings.arrivals not in ARRIVALS:
+        raise ConfigError(f"unknown arrivals {settings.arrivals!r}; known: {', '.join(ARRIVALS)}")
+    engine = with_overrides(EngineConfig(), {**trace.engine, **_given(settings.engine)})
+    if settings.arrivals == "timed":
+        engine = replace(engine, clock_base_us=10_000, clock_prefill_us=15, clock_decode_us=15)
+    if engine.allocator != "paged":
+        engine = replace(engine, prefix_caching=False)
+    if rules.free_order == "queue" and engine.eviction != "lru":
+        raise ConfigError(f"free_order queue evicts by its own order, eviction {engine.eviction!r} cannot be had with it")
+    if rules.null_block and engine.num_blocks < 2:
+        raise ConfigError("num_blocks is 1, expected 2 or more: block 0 is the null block")
+    model = with_overrides(ModelConfig(), dict(trace.model))
+    content = with_overrides(ContentConfig(seed=trace.seed), {**trace.content, **_given(settings.content)})
+    workload = workload_of(trace, engine.block_size, rules.cache_outputs, settings.arrivals)
+    origin = {
+        "trace": {"name": trace.name, "format": trace.format, "num_requests": workload.num_requests},
+        "profile": settings.profile,
+        "arrivals": settings.arrivals,
+        "backend": "numpy",
+        "device": f"{platform.machine()} CPU",
+        "kernels_run": "none",
+        "tool": __version__,
+    }
+    return Header(engine, rules, model, content, workload, origin)
+
+
+def _given(overrides: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in overrides.items() if value is not None}
+
+
+def run_replay(
+    header: Header,
+    record: Path | None = None,
+    force: bool = False,
+    check_every_step: bool = False,
+    extra_sinks: tuple[Sink, ...] = (),
+    progress: Progress | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
+    """Replay the workload of `header` from start to end; returns the summary, which the recording then holds too.
+
+    Raises:
+        RecordingError: `record` exists or cannot be written.
+    """
+    started = time.perf_counter()
+    sinks: list[Sink] = []
+
+    def emit(step: int, event: Event) -> None:
+        for sink in sinks:
+            sink(step, event)
+
+    engine = Engine(header.workload, header.engine, header.rules, emit, header.origin["arrivals"] == "sequential")
+    metrics = Metrics(header.workload, header.engine)
+    checker = StepChecker(engine.state, 1 if check_every_step else FULL_EVERY)
+    with ExitStack() as stack:
+        if record is None:
+            recorder, digest = None, Digest()
+            sinks += [digest.add]
+        else:
+            recorder = stack.enter_context(Recorder(record, header, engine.state, force))
+            digest = recorder.digest
+            sinks += [recorder.add]
+        sinks += [metrics.add, checker.add, *extra_sinks]
+        steps = 0
+        while engine.step():
+            steps += 1
+            if steps % _PROGRESS_EVERY == 0:
+                if progress is not None:
+                    progress(metrics.completed + metrics.rejected + metrics.cancelled, header.workload.num_requests)
+                if should_stop is not None and should_stop():
+                    break
+        checker.check_now()
+        outcome = Outcome(
+            header=header,
+            metrics=metrics,
+            state=engine.state,
+            num_checked=checker.num_checked,
+            violations=checker.violations,
+            digest=digest.hexdigest(),
+            wall_s=time.perf_counter() - started,
+            num_events=digest.num_events,
+        )
+        summary = summarize(outcome)
+        if recorder is not None:
+            recorder.finish(json.dumps(summary).encode())
+    return summary
+
+
+def summarize_recording(timeline: Timeline, check_every_step: bool = False) -> dict[str, Any]:
+    """Apply every event of a recording again, check it, and summarize it like the replay that it records.
+
+    `wall_s` is that of the recorded replay when it is known, else the time of reading.
+    """
+    started = time.perf_counter()
+    header = timeline.header
+    state: CacheState = header.empty_state()
+    metrics, digest = Metrics(header.workload, header.engine), Digest()
+    checker = StepChecker(state, 1 if check_every_step else FULL_EVERY)
+    for step, event in timeline.events():
+        apply(state, event)
+        digest.add(step, event)
+        metrics.add(step, event)
+        checker.add(step, event)
+    checker.check_now()
+    recorded = json.loads(timeline.summary) if timeline.summary else {}
+    outcome = Outcome(
+        header=header,
+        metrics=metrics,
+        state=state,
+        num_checked=checker.num_checked,
+        violations=checker.violations,
+        digest=digest.hexdigest(),
+        wall_s=recorded.get("wall_s", time.perf_counter() - started),
+        num_events=digest.num_events,
+    )
+    return {**summarize(outcome), "complete": timeline.complete, "digest_matches": digest.hexdigest() == timeline.digest}
