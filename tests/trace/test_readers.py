@@ -70,7 +70,7 @@ def test_our_own_file_becomes_requests_with_times_in_microseconds_and_ratios_per
 
 def test_without_a_hash_block_an_id_covers_the_block_size_that_the_file_names(tmp_path: Path) -> None:
     file = tmp_path / "t.json"
-    request = '"requests": [{"prompt_len": 8, "output_len": 1}]'
+    request = '"requests": [{"prompt_len": 8, "output_len": 1, "prefix_hash_ids": [1]}]'
     file.write_text('{"schema": "tinyserve-viz/trace/1", "engine": {"block_size": 4}, %s}' % request)  # noqa: UP031
     assert read_trace(file).hash_block == 4
     file.write_text('{"schema": "tinyserve-viz/trace/1", %s}' % request)  # noqa: UP031

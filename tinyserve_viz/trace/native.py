@@ -112,7 +112,8 @@ def read(source: Source, limit: int | None, max_len: int) -> Trace:
     settings = {name: _settings(source, name, config, getattr(file, name)) for name, config in _SECTIONS}
     hash_block = file.hash_block
     if hash_block is None:
-        hash_block = settings["engine"].get("block_size", 0)
+        has_ids = any(row.prefix_hash_ids is not None for row in file.requests)
+        hash_block = settings["engine"].get("block_size", 0) if has_ids else 0
     elif not 1 <= hash_block <= MAX_LENGTH:
         raise source.error(f"$.hash_block is {show(hash_block)}, expected 1 to {MAX_LENGTH}")
     if not file.requests:
@@ -256,9 +257,10 @@ def encode(trace: Trace) -> bytes:
     header: dict[str, Any] = {"schema": SCHEMA, "name": trace.name, "seed": trace.seed}
     if trace.hash_block:
         header["hash_block"] = trace.hash_block
-    for name, section in (("engine", trace.engine), ("model", trace.model), ("content", trace.content)):
+    for name, config in _SECTIONS:
+        section = getattr(trace, name)
         if section:
-            header[name] = dict(section)
+            header[name] = {field.name: section[field.name] for field in fields(config) if field.name in section}
     head = ",\n ".join(f'"{key}": {msgspec.json.encode(value).decode()}' for key, value in header.items())
     rows = ",\n  ".join(msgspec.json.encode(_row(request)).decode() for request in trace.requests)
     return f'{{{head},\n "requests": [\n  {rows}\n ]}}\n'.encode()
