@@ -212,9 +212,9 @@ LONG_HASH_BLOCK = 1024  # keeps the ids of 131,072 tokens to 128 numbers
 KINDS: dict[str, Kind] = {
     "poisson": Kind("independent requests, exponential intervals", Shape(200, 8.0, 256, 64), poisson),
     "bursty": Kind("bursts and pauses", Shape(200, 8.0, 256, 64), bursty),
-    "prefix": Kind("shared system prompts and conversations", Shape(120, 4.0, 96, 48), prefix),
+    "prefix": Kind("shared system prompts and conversations", Shape(120, 4.0, 96, 48, num_blocks=320), prefix),
     "samples": Kind("several samples of one prompt", Shape(60, 4.0, 128, 48), samples),
-    "forks": Kind("trees of requests that go on from one another", Shape(60, 4.0, 128, 48), forks),
+    "forks": Kind("trees of requests that go on from one another", Shape(60, 4.0, 128, 48, num_blocks=160), forks),
     "long": Kind(
         "contexts of 131,072 tokens",
         Shape(6, 0.5, 512, 48, num_blocks=24_576, max_num_seqs=8),
