@@ -72,6 +72,10 @@ def _sequence_admitted(state: CacheState, event: ev.SequenceAdmitted) -> None:
         state.uses[hits] += 1
         state.clock_bit[hits] = 1
         state.last_use[hits] = state.step
+        state.window_hits[hits] += 1
+        state.window_lookups[hits] += 1
+    if len(event.orphans):
+        state.window_lookups[event.orphans] += 1
 
 
 def _sequence_preempted(state: CacheState, event: ev.SequencePreempted) -> None:
@@ -145,11 +149,19 @@ def _take(state: CacheState, blocks: ev.I32) -> None:
             state.gen[block] += 1
             state.fill[block] = 0
             state.last_use[block] = state.step
+            state.level[block] = 0
+            state.freq[block] = 0
+            state.window_hits[block] = 0
+            state.window_lookups[block] = 0
         return
     state.ref[blocks] = 1
     state.gen[blocks] += 1
     state.fill[blocks] = 0
     state.last_use[blocks] = state.step
+    state.level[blocks] = 0
+    state.freq[blocks] = 0
+    state.window_hits[blocks] = 0
+    state.window_lookups[blocks] = 0
 
 
 def _blocks_copied(state: CacheState, event: ev.BlocksCopied) -> None:
@@ -222,6 +234,7 @@ def _sequences_forked(state: CacheState, event: ev.SequencesForked) -> None:
         state.tables[slot, :held] = shared
         state.tail_block[child] = shared[-1] if held else 0
         state.causes[slot] = state.causes[state.slot[parent]]
+        state.history[slot, :held] = state.history[state.slot[parent], :held]
         state.num_held[child] = held
         state.ctx[child] = event.num_tokens
         if state.workload.request_of_seq[child] == state.workload.request_of_seq[parent]:
@@ -254,6 +267,7 @@ def _blocks_freed(state: CacheState, event: ev.BlocksFreed) -> None:
         _release(state, released)
     for seq, count in zip(event.seqs.tolist(), event.counts.tolist(), strict=True):
         state.tables[state.slot[seq], :count] = -1
+        state.history[state.slot[seq], :count] = 0
     state.num_held[event.seqs] = 0
 
 
@@ -306,6 +320,60 @@ def _step_ended(state: CacheState, event: ev.StepEnded) -> None:
         state.first_token_us[fresh] = event.time_us
 
 
+def _blocks_selected(state: CacheState, event: ev.BlocksSelected) -> None:
+    """One access more for every block that a sequence keeps for any head."""
+    lists = np.split(event.selected, np.cumsum(event.counts)[:-1])
+    for i, seq in enumerate(event.seqs.tolist()):
+        kept = np.unique(np.concatenate(lists[i * event.num_heads : (i + 1) * event.num_heads]))
+        state.history[state.slot[seq], kept] += 1
+        state.freq[state.tables[state.slot[seq], kept]] += 1  # a table names a block once
+
+
+def _levels_adapted(state: CacheState, event: ev.LevelsAdapted) -> None:
+    state.level[event.blocks] = event.levels
+    state.freq[:] = state.freq.astype(np.int64) * event.decay_permille // 1000
+    state.window_hits[:] = 0
+    state.window_lookups[:] = 0
+
+
+_MOVED = ("ref", "hash", "fill", "last_use", "uses", "inserted", "clock_bit", "level", "freq", "window_hits", "window_lookups")
+_EMPTY_BLOCK = {"hash": -1}
+
+
+def _compaction_planned(state: CacheState, event: ev.CompactionPlanned) -> None:
+    """Blocks change places: their arrays, the tables and the index follow; the places left are free."""
+    src, dst = event.src, event.dst
+    if not len(src):
+        return
+    state.free.remove(dst)
+    for name in _MOVED:
+        array = getattr(state, name)
+        array[dst] = array[src]
+        array[src] = _EMPTY_BLOCK.get(name, 0)
+    state.gen[src] += 1
+    state.gen[dst] += 1
+    new_id = np.arange(state.num_blocks, dtype=np.int32)
+    new_id[src] = dst
+    held = state.tables >= 0
+    state.tables[held] = new_id[state.tables[held]]
+    state.tail_block = new_id[state.tail_block]
+    hashed = dst[state.hash[dst] >= 0]
+    owners = state.block_of_hash[state.hash[hashed]]
+    state.block_of_hash[state.hash[hashed]] = new_id[owners]
+    state.last_written = new_id[state.last_written]
+    state.free.push_back(src)
+
+
+def _blocks_placed(state: CacheState, event: ev.BlocksPlaced) -> None:
+    state.hot_size = event.hot_size
+    state.hot_requests = event.hot_requests
+    state.hot_misses = event.hot_misses
+
+
+def _kernels_timed(_state: CacheState, _event: ev.KernelsTimed) -> None:
+    """Times change nothing."""
+
+
 _APPLY: dict[type[ev.Event], Callable[[CacheState, Any], None]] = {
     ev.ClockJumped: _clock_jumped,
     ev.RequestsArrived: _requests_arrived,
@@ -325,4 +393,9 @@ _APPLY: dict[type[ev.Event], Callable[[CacheState, Any], None]] = {
     ev.RangeReserved: _range_reserved,
     ev.RangesFreed: _ranges_freed,
     ev.StepEnded: _step_ended,
+    ev.BlocksSelected: _blocks_selected,
+    ev.LevelsAdapted: _levels_adapted,
+    ev.CompactionPlanned: _compaction_planned,
+    ev.BlocksPlaced: _blocks_placed,
+    ev.KernelsTimed: _kernels_timed,
 }

@@ -17,6 +17,8 @@ I8 = NDArray[np.int8]
 U8 = NDArray[np.uint8]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
 
 EMPTY = np.zeros(0, dtype=np.int32)
 EMPTY_U8 = np.zeros(0, dtype=np.uint8)
@@ -69,7 +71,8 @@ class SequenceAdmitted(Event):
     `hits` int32 [h] are the cached blocks that it shares, head first. `causes` uint8 [ceil(prompt_len/block_size)] says
     for every prompt block why it is a hit or a miss (`MISS_CAUSES`); `class_tokens` int64 [7] adds to the token counts
     of these classes: at the first admission it sums to prompt_len, at a re-admission to 0.
-    `needed` blocks were asked for where `available` could be had, `reserve` of them being the watermark.
+    `needed` blocks were asked for where `available` could be had, `reserve` of them being the watermark. `orphans`
+    int32 are cached blocks of its prompt that it could not use, because an ancestor is not cached.
     """
 
     request: int
@@ -83,6 +86,7 @@ class SequenceAdmitted(Event):
     available: int
     reserve: int
     num_waiting: int
+    orphans: I32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -255,6 +259,110 @@ class StepEnded(Event):
     prefilled: I32
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class BlocksSelected(Event):
+    """In `layer`, `seqs` int32 [k] attend over chosen blocks only, under selection `policy`.
+
+    `num_heads` choices a sequence (KV heads, or 1 for all); `counts` int32 [k · num_heads] blocks kept by each and
+    `selected` int32 their logical blocks, ascending, one choice after the other. `requirements` int32 [k] (2 high … 0
+    low) and `priorities` int8 [k] led there. Observed: `complexity` and `row_scores` float32 [k]; per sequence and
+    query head [k · num_query_heads] the attention mass `retained` = exp(lse_selected − lse_full) and the relative error
+    of the output `output_errors` (empty where attention did not run); `tokens_read` of `tokens_held` tokens, summed.
+    """
+
+    OBSERVED: ClassVar[tuple[str, ...]] = (
+        "complexity",
+        "row_scores",
+        "retained",
+        "output_errors",
+        "tokens_read",
+        "tokens_held",
+    )
+
+    layer: int
+    policy: str
+    seqs: I32
+    num_heads: int
+    counts: I32
+    selected: I32
+    requirements: I32
+    priorities: I8
+    complexity: F32
+    row_scores: F32
+    retained: F32
+    output_errors: F32
+    tokens_read: int
+    tokens_held: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LevelsAdapted(Event):
+    """A window of `window` steps ended: `blocks` int32 [k] got protection `levels` int32, by `decisions` int8 (±1, 0).
+
+    Blocks that are not named keep their level. Access counts are then decayed to `decay_permille`, the window's hits
+    and lookups start again from 0.
+    """
+
+    window: int
+    blocks: I32
+    levels: I32
+    decisions: I8
+    decay_permille: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CompactionPlanned(Event):
+    """Fragmentation passed the trigger: `src` int32 [k] move to `dst`, or nothing moves and `verdict` says why not.
+
+    `live` blocks stand up to id `top_before`; (top + 1) / live in per mille before and after; `planned` moves, of
+    `movable` blocks; `pinned` ones are too heavy to move.
+    """
+
+    verdict: str
+    src: I32
+    dst: I32
+    live: int
+    movable: int
+    pinned: int
+    planned: int
+    top_before: int
+    top_after: int
+    frag_permille_before: int
+    frag_permille_after: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BlocksPlaced(Event):
+    """Eviction `seed`: why the blocks of the allocation before this went where they did.
+
+    Per block: `regions` int8 (0 hot, 1 cold), `reasons` int8 (0 own region, free · 1 own, evicted · 2 other, free ·
+    3 other, evicted), `runner_ups` int32 (-1: none). `hot_size` is the size of the hot region from now on.
+    """
+
+    blocks: I32
+    regions: I8
+    reasons: I8
+    runner_ups: I32
+    hot_size: int
+    hot_requests: int
+    hot_misses: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KernelsTimed(Event):
+    """The kernels of this step. All observed: `names` (joined by spaces), `calls` int32, `total_us` float64, `bytes`
+    int64 useful bytes moved, one entry a kernel; `provenance` says how the times were taken (`reference`: wall time of
+    the NumPy reference, which is no kernel time)."""
+
+    OBSERVED: ClassVar[tuple[str, ...]] = ("names", "calls", "total_us", "bytes", "provenance")
+
+    names: str
+    calls: I32
+    total_us: F64
+    bytes: I64
+    provenance: str
+
+
 EVENT_TYPES: tuple[type[Event], ...] = (
     ClockJumped,
     RequestsArrived,
@@ -274,6 +382,11 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     RangeReserved,
     RangesFreed,
     StepEnded,
+    BlocksSelected,
+    LevelsAdapted,
+    CompactionPlanned,
+    BlocksPlaced,
+    KernelsTimed,
 )
 """Position = the kind's number in a recording; new kinds go to the end."""
 

@@ -28,12 +28,15 @@ class CacheState:
 
     Per block [N]: `ref` references, `hash` content id while in the prefix index (else -1), `fill` tokens stored,
     `gen` times allocated, `last_use` step of the last allocation, hit or release, `uses` hits + 1 since it entered the
-    index, `inserted` order of entering it, `clock_bit`.
+    index, `inserted` order of entering it, `clock_bit`; where kernels run: `level` protection 0 … 4, `freq` accesses by
+    selections (decayed a window), `window_hits` and `window_lookups` prefix hits and lookups of this window.
     Per sequence [S]: `status`, `ctx` tokens stored, `prefill_target` tokens that count as prefill, `slot` row in
     `tables` or -1, `num_held` mapped logical blocks, `held_at_preempt`, `num_preemptions`, `hit_tokens`, times in µs
     (-1: not yet), `reserved_start`/`reserved_len` token slots of the baseline allocators, `tail_block` the last block of
     its table, which is where it writes next (derived; meaningless while it holds none).
-    `tables` int32 [slots][max_blocks], -1 = no block; `causes` uint8 beside it: why a prompt block was a hit or a miss.
+    `tables` int32 [slots][max_blocks], -1 = no block; beside it `causes` uint8: why a prompt block was a hit or a miss,
+    and `history` int32: how often a selection kept the logical block.
+    Hot region of eviction `seed`: blocks below `hot_size`; `hot_requests` and `hot_misses` of its window.
     Per hash [H]: `block_of_hash` the oldest block with that content or -1, `ever_cached`.
     """
 
@@ -48,17 +51,23 @@ class CacheState:
         "ever_cached",
         "fill",
         "finished_us",
+        "freq",
         "first_token_us",
         "free",
         "gen",
         "has_forks",
         "hash",
+        "history",
+        "hot_misses",
+        "hot_requests",
+        "hot_size",
         "held_at_preempt",
         "hit_tokens",
         "insert_stamp",
         "inserted",
         "last_use",
         "last_written",
+        "level",
         "null_blocks",
         "num_blocks",
         "num_cached_free",
@@ -79,10 +88,25 @@ class CacheState:
         "tail_block",
         "time_us",
         "uses",
+        "window_hits",
+        "window_lookups",
         "workload",
     )
 
-    BLOCK_ARRAYS = ("ref", "hash", "fill", "gen", "last_use", "uses", "inserted", "clock_bit")
+    BLOCK_ARRAYS = (
+        "ref",
+        "hash",
+        "fill",
+        "gen",
+        "last_use",
+        "uses",
+        "inserted",
+        "clock_bit",
+        "level",
+        "freq",
+        "window_hits",
+        "window_lookups",
+    )
     SEQ_ARRAYS = (
         "status",
         "ctx",
@@ -107,6 +131,9 @@ class CacheState:
         "step",
         "time_us",
         "has_forks",
+        "hot_size",
+        "hot_requests",
+        "hot_misses",
     )
 
     def __init__(self, workload: Workload, num_blocks: int, block_size: int, null_blocks: int = 0, single_queue: bool = False) -> None:
@@ -122,6 +149,10 @@ class CacheState:
         self.uses: I32 = np.zeros(n, dtype=np.int32)
         self.inserted: I64 = np.zeros(n, dtype=np.int64)
         self.clock_bit: U8 = np.zeros(n, dtype=np.uint8)
+        self.level: I32 = np.zeros(n, dtype=np.int32)
+        self.freq: I32 = np.zeros(n, dtype=np.int32)
+        self.window_hits: I32 = np.zeros(n, dtype=np.int32)
+        self.window_lookups: I32 = np.zeros(n, dtype=np.int32)
         self.ref[:null_blocks] = 1
         self.free = BlockQueue(n)
         self.free.push_back(np.arange(null_blocks, n, dtype=np.int32))
@@ -139,6 +170,7 @@ class CacheState:
         max_blocks = -(-workload.max_tokens // block_size)
         self.tables: I32 = np.full((_FIRST_SLOTS, max_blocks), -1, dtype=np.int32)
         self.causes: U8 = np.zeros((_FIRST_SLOTS, max_blocks), dtype=np.uint8)
+        self.history: I32 = np.zeros((_FIRST_SLOTS, max_blocks), dtype=np.int32)
         self.slot_used: NDArray[np.bool_] = np.zeros(_FIRST_SLOTS, dtype=np.bool_)
 
         self.block_of_hash: I32 = np.full(workload.num_hashes, -1, dtype=np.int32)
@@ -147,6 +179,7 @@ class CacheState:
         self.clock_hand = self.insert_stamp = self.num_cached_free = self.num_duplicates = 0
         self.num_used = null_blocks
         self.resident_tokens = self.step = self.time_us = self.has_forks = 0
+        self.hot_size = self.hot_requests = self.hot_misses = 0
         self.last_written: I32 = np.zeros(0, dtype=np.int32)
 
     ctx: I32
@@ -196,6 +229,7 @@ class CacheState:
             width = self.tables.shape[1]
             self.tables = np.concatenate([self.tables, np.full((extra, width), -1, dtype=np.int32)])
             self.causes = np.concatenate([self.causes, np.zeros((extra, width), dtype=np.uint8)])
+            self.history = np.concatenate([self.history, np.zeros((extra, width), dtype=np.int32)])
             self.slot_used = np.concatenate([self.slot_used, np.zeros(extra, dtype=np.bool_)])
 
     def copy(self) -> CacheState:
@@ -221,5 +255,6 @@ class CacheState:
         return all(
             np.array_equal(self.table(seq), other.table(seq))
             and np.array_equal(self.causes[self.slot[seq]], other.causes[other.slot[seq]])
+            and np.array_equal(self.history[self.slot[seq]], other.history[other.slot[seq]])
             for seq in live.tolist()
         )

@@ -20,7 +20,7 @@ from tinyserve_viz.core.apply import apply
 from tinyserve_viz.core.config import EngineConfig
 from tinyserve_viz.core.rules import EngineRules
 from tinyserve_viz.core.state import CacheState
-from tinyserve_viz.core.workload import TAIL, Workload
+from tinyserve_viz.core.workload import ORPHANED, TAIL, Workload
 from tinyserve_viz.engine.decode_set import DecodeSet
 from tinyserve_viz.memory.block_manager import BlockManager, explain_prompt, tokens_per_class
 from tinyserve_viz.memory.reserving import ReservingManager
@@ -540,6 +540,7 @@ class Engine:
                 available=available,
                 reserve=reserve,
                 num_waiting=len(self.waiting) - 1,
+                orphans=state.block_of_hash[hashes[: len(causes)][causes[: len(hashes)] == ORPHANED]],
             )
         )
         ctx = len(hits) * bs
@@ -598,6 +599,7 @@ class Engine:
                 available=state.num_blocks * state.block_size - int(state.reserved_len.sum()) + length * (1 + extra),
                 reserve=0,
                 num_waiting=len(self.waiting) - 1,
+                orphans=ev.EMPTY,
             )
         )
         take = min(target, plan.budget)

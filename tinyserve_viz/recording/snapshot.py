@@ -33,6 +33,8 @@ def arrays_of(state: CacheState) -> Arrays:
     arrays["tables"] = np.concatenate(tables) if tables else np.zeros(0, dtype=np.int32)
     width = -(-int(state.workload.prompt_len[state.workload.request_of_seq[live]].max(initial=0)) // state.block_size)
     arrays["causes"] = state.causes[state.slot[live], :width].ravel()
+    histories = [state.history[state.slot[seq], : state.num_held[seq]] for seq in live.tolist()]
+    arrays["history"] = np.concatenate(histories) if histories else np.zeros(0, dtype=np.int32)
     arrays["scalars"] = np.array([getattr(state, name) for name in CacheState.SCALARS], dtype=np.int64)
     return arrays
 
@@ -115,6 +117,7 @@ def _fill(state: CacheState, arrays: Arrays) -> CacheState:
         for seq in live.tolist():
             held = int(state.num_held[seq])
             state.tables[state.slot[seq], :held] = arrays["tables"][start : start + held]
+            state.history[state.slot[seq], :held] = arrays["history"][start : start + held]
             state.tail_block[seq] = arrays["tables"][start + held - 1] if held else 0
             start += held
         state.causes[state.slot[live], : len(arrays["causes"]) // len(live)] = arrays["causes"].reshape(len(live), -1)
