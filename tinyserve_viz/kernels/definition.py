@@ -97,7 +97,11 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KernelDef:
-    """One kernel. `decision` kernels steer the replay: their outputs are equal bit for bit on every backend."""
+    """One kernel. `decision` kernels steer the replay: their outputs are equal bit for bit on every backend.
+
+    `reference` takes every argument and scalar by name (None for an absent one, no scratch), writes `out` and `inout`
+    arrays in place as the CUDA kernel does, and returns the status word.
+    """
 
     name: str
     summary: str
@@ -105,6 +109,7 @@ class KernelDef:
     args: tuple[Arg, ...]
     scalars: tuple[Scalar, ...]
     launch: Launch
+    reference: Callable[..., Status]
     decision: bool = True
     requires: tuple[Requirement, ...] = ()
 

@@ -53,6 +53,12 @@ def empty_boxes(num_blocks: int, num_kv_heads: int, head_dim: int) -> F16:
     return boxes
 
 
+def blocks_of(pool: F16, blocks: NDArray[Any]) -> F16:
+    """K or V [n][block_size][num_kv_heads][head_dim] of whole blocks, a copy."""
+    found: F16 = pool[blocks]
+    return found
+
+
 def tokens_of(pool: F16, blocks: NDArray[Any], slots: NDArray[Any]) -> F16:
     """K or V [n][num_kv_heads][head_dim] of the tokens at (blocks[i], slots[i])."""
     found: F16 = pool[blocks, slots]
@@ -62,6 +68,11 @@ def tokens_of(pool: F16, blocks: NDArray[Any], slots: NDArray[Any]) -> F16:
 def put_tokens(pool: F16, blocks: NDArray[Any], slots: NDArray[Any], values: F16) -> None:
     """Store `values` [n][num_kv_heads][head_dim] at (blocks[i], slots[i]); changes `pool`."""
     pool[blocks, slots] = values
+
+
+def put_blocks(pool: F16, blocks: NDArray[Any], values: F16) -> None:
+    """Store whole blocks [n][block_size][num_kv_heads][head_dim]; changes `pool`."""
+    pool[blocks] = values
 
 
 def box_bounds(boxes: F16, blocks: NDArray[Any]) -> tuple[F16, F16]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Scalar, ceil_div
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Scalar, Status, ceil_div
 from tinyserve_viz.kernels.defs.fused_block_copy import STRIDE_HOLDS_POOL
-from tinyserve_viz.kernels.layout import LAYERED_BOX
+from tinyserve_viz.kernels.layout import F16, LAYERED_BOX, reset_boxes
+from tinyserve_viz.kernels.paging import first_of_each
 
 # What a block that starts a new life forgets; each array may be absent.
 FRESH_BLOCK = (
@@ -17,10 +21,96 @@ FRESH_BLOCK = (
     Arg("box", "float16", LAYERED_BOX, "inout", "emptied for the new owner, in every layer", optional=True),
 )
 
+
+def valid_requests(reqs: NDArray[np.int32], block_table: NDArray[np.int32]) -> tuple[NDArray[np.bool_], Status]:
+    """Which requests name an empty table entry. RANGE: no such entry; ALREADY_MAPPED: it is taken."""
+    seq, logical = reqs.astype(np.int64).T
+    inside = (seq >= 0) & (seq < block_table.shape[0]) & (logical >= 0) & (logical < block_table.shape[1])
+    status = Status.OK if inside.all() else Status.RANGE
+    empty = inside.copy()
+    empty[inside] = block_table[seq[inside], logical[inside]] == -1
+    empty[empty] = first_of_each(seq[empty] * block_table.shape[1] + logical[empty])
+    return empty, status | (Status.ALREADY_MAPPED if (inside & ~empty).any() else Status.OK)
+
+
+def start_new_life(
+    blocks: NDArray[np.int64],
+    where: NDArray[np.int64],
+    block_table: NDArray[np.int32],
+    ref: NDArray[np.int32],
+    gen: NDArray[np.int32],
+    history: NDArray[np.int32] | None,
+    box: F16 | None,
+    *counters: NDArray[np.int32] | None,
+) -> None:
+    """Hand `blocks` to the table entries `where` [n][2] with nothing left of their former lives."""
+    block_table[where[:, 0], where[:, 1]] = blocks
+    ref[blocks] = 1
+    gen[blocks] += 1
+    for counter in counters:
+        if counter is not None:
+            counter[blocks] = 0
+    if history is not None:
+        history[where[:, 0], where[:, 1]] = 0
+    if box is not None:
+        reset_boxes(box, blocks)
+
+
+def reference(
+    *,
+    reqs: NDArray[np.int32],
+    free_order: NDArray[np.int32],
+    block_table: NDArray[np.int32],
+    ref: NDArray[np.int32],
+    gen: NDArray[np.int32],
+    allocated: NDArray[np.int32],
+    cas_failures: NDArray[np.int32],
+    num_allocated: NDArray[np.int32],
+    uses: NDArray[np.int32] | None,
+    freq: NDArray[np.int32] | None,
+    level: NDArray[np.int32] | None,
+    hits: NDArray[np.int32] | None,
+    lookups: NDArray[np.int32] | None,
+    history: NDArray[np.int32] | None,
+    box: F16 | None,
+    mode: int,
+    all_or_nothing: int,
+) -> Status:
+    """scan: the i-th valid request gets free_order[i]; cas: the i-th lowest free id, as if the threads came in turn.
+
+    Invalid requests (see `valid_requests`) get -1 and take no id. More valid requests than ids: OOM, and none or, with
+    all_or_nothing 0, only the first ones are served. An id that is outside the pool (RANGE) or held (CONFLICT) in
+    free_order serves nobody. In cas every id below the one taken was found taken: that many compare-and-swaps failed.
+    """
+    allocated[:] = -1
+    cas_failures[:] = 0
+    valid, status = valid_requests(reqs, block_table)
+    order = (np.flatnonzero(ref == 0) if mode == 1 else free_order).astype(np.int64)
+    asking = np.flatnonzero(valid)
+    if len(asking) > len(order):
+        status |= Status.OOM
+        cas_failures[asking[len(order) :]] = len(ref) if mode == 1 else 0
+        asking = asking[: 0 if all_or_nothing else len(order)]
+    blocks = order[: len(asking)]
+    inside = (blocks >= 0) & (blocks < len(ref))
+    status |= Status.OK if inside.all() else Status.RANGE
+    free = inside & (ref[np.where(inside, blocks, 0)] == 0)
+    status |= Status.CONFLICT if (inside & ~free).any() else Status.OK
+    asking, blocks = asking[free], blocks[free]
+    start_new_life(
+        blocks, reqs[asking].astype(np.int64), block_table, ref, gen, history, box, uses, freq, level, hits, lookups
+    )
+    allocated[asking] = blocks
+    cas_failures[asking] = blocks if mode == 1 else 0
+    num_allocated[0] = len(asking)
+    return status
+
+
 KERNEL = KernelDef(
     name="block_allocation",
     summary="The i-th valid request gets the i-th id of the free order, or nobody gets any.",
     source="TinyServe S:213-239",
+    reference=reference,
     args=(
         Arg("reqs", "int32", ("num_requests", "2"), doc="(sequence, logical block)"),
         Arg("free_order", "int32", ("num_free",), doc="distinct free ids in the order in which they are given out"),

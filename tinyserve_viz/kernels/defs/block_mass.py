@@ -2,15 +2,83 @@
 
 from __future__ import annotations
 
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Scalar
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyserve_viz.kernels.decision_math import F32, LOG2_E, decision_exp2, lane_sum, reduce_group
+from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Scalar, Status
 from tinyserve_viz.kernels.defs.block_scoring import REDUCTION, SCORING_HEADS
 from tinyserve_viz.kernels.defs.paged_attention import GROUPED
-from tinyserve_viz.kernels.layout import POOL
+from tinyserve_viz.kernels.layout import F16, POOL, blocks_of
+from tinyserve_viz.kernels.paging import resident
+
+
+def reference(
+    *,
+    query: F16,
+    key_cache: F16,
+    block_table: NDArray[np.int32],
+    seq_lens: NDArray[np.int32],
+    block_mass: F32,
+    scale: np.float32,
+    reduction: int,
+) -> Status:
+    """softmax(scale·q·k) summed per block, in fp32; dot products and sums in lane order, 2**y by polynomial.
+
+    y = (s - max s)·log2(e) with each step rounded. A NaN logit weighs 0 (NOT_A_NUMBER); a head whose
+    largest logit is infinite has masses 0, flagged too. Unmapped blocks have mass 0 (UNMAPPED, RANGE).
+    """
+    num_blocks, size, num_kv_heads, head_dim = key_cache.shape
+    num_heads = query.shape[1]
+    held = resident(block_table, seq_lens, size, num_blocks)
+    status = held.status
+    block_mass[:] = 0
+    bounds = np.searchsorted(held.seq, np.arange(len(query) + 1))
+    for seq in range(len(query)):
+        part = slice(bounds[seq], bounds[seq + 1])
+        if part.start == part.stop:
+            continue
+        keys = blocks_of(key_cache, held.block[part]).astype(np.float32)
+        valid = np.arange(size) < held.tokens[part, None]
+        mass: F32 = np.zeros((num_kv_heads, num_heads // num_kv_heads, block_table.shape[1]), np.float32)
+        q = query[seq].reshape(num_kv_heads, -1, head_dim).astype(np.float32)
+        for kv_head in range(num_kv_heads):
+            logits = lane_sum(keys[:, :, kv_head, None] * q[kv_head]) * scale  # [blocks][slots][group]
+            parts, flags = _shares(np.moveaxis(logits, 2, 0), valid)
+            status |= flags
+            mass[kv_head][:, held.logical[part]] = parts
+        shares = _normalised(mass)
+        if block_mass.shape[1] == num_heads:
+            block_mass[seq] = shares.reshape(num_heads, -1)
+        else:
+            block_mass[seq] = reduce_group(shares, reduction, axis=1)
+    return status
+
+
+def _shares(logits: F32, valid: NDArray[np.bool_]) -> tuple[F32, Status]:
+    """Unnormalised mass [group][blocks] of the logits [group][blocks][slots]."""
+    undefined = np.isnan(logits) & valid
+    counted = np.where(valid & ~undefined, logits, np.float32(-np.inf))
+    top = counted.max(axis=(1, 2), keepdims=True)
+    finite = np.isfinite(top)
+    weight = decision_exp2((counted - np.where(finite, top, np.float32(0))) * LOG2_E)
+    weight[np.broadcast_to(~finite, weight.shape)] = 0
+    return lane_sum(weight), Status.NOT_A_NUMBER if undefined.any() or not finite.all() else Status.OK
+
+
+def _normalised(mass: F32) -> F32:
+    """Each head's masses over the sum of all its blocks."""
+    total = lane_sum(mass)[..., None]
+    total[total == 0] = 1
+    shares: F32 = mass / total
+    return shares
+
 
 KERNEL = KernelDef(
     name="block_mass",
     summary="Share of the attention that each block receives; the same bits on every backend.",
     source="ours, for the policies oracle and snapkv (SnapKV, arXiv 2404.14469) and for mass_entropy",
+    reference=reference,
     args=(
         Arg("query", "float16", ("num_seqs", "num_heads", "head_dim")),
         Arg("key_cache", "float16", POOL),

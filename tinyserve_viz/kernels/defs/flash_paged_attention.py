@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Scalar
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyserve_viz.kernels.attention import PagedBatch
+from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Scalar, Status
 from tinyserve_viz.kernels.defs.paged_attention import GROUPED
-from tinyserve_viz.kernels.layout import POOL
+from tinyserve_viz.kernels.layout import F16, POOL
+from tinyserve_viz.kernels.paging import runs
 
 # The work list of `dynamic_workload_balancing`, and the workspace in which its parts meet; all given or all absent.
 WORK_LIST = (
@@ -41,11 +48,66 @@ WHOLE_WORK_LIST = Requirement(
     lambda _axes, scalars: len({scalars["has_" + name] for name in ("segments", "segment_range", "seq_segments")}) == 1,
 )
 
+
+def work_of(
+    num_units: NDArray[np.int64],
+    segments: NDArray[np.int32] | None,
+    segment_range: NDArray[np.int64] | None,
+) -> tuple[list[NDArray[np.int64]], Status]:
+    """The units (blocks, or places in the kept list) that the workers read of each sequence, as the list says.
+
+    Without a list every unit once. RANGE: a worker's segments lie outside the list, or a segment outside its sequence;
+    both are skipped. A list that leaves units out, or names them twice, is obeyed: that is the caller's mistake to see.
+    """
+    num_seqs = len(num_units)
+    if segments is None or segment_range is None:
+        return [np.arange(units) for units in num_units], Status.OK
+    first, end = segment_range[:, 0], segment_range[:, 1]
+    legal = (first >= 0) & (first <= end) & (end <= len(segments))
+    worker, i = runs(np.where(legal, end - first, 0))
+    seq, low, high = segments[first[worker] + i].astype(np.int64).T
+    inside = (seq >= 0) & (seq < num_seqs) & (low >= 0) & (low <= high)
+    inside &= high <= np.append(num_units, 0)[np.where(inside, seq, num_seqs)]
+    seq, low, high = seq[inside], low[inside], high[inside]
+    segment, place = runs(high - low)
+    owner, unit = seq[segment], low[segment] + place
+    order = np.argsort(owner, kind="stable")
+    parts = np.split(unit[order], np.searchsorted(owner[order], np.arange(1, num_seqs)))
+    return parts[:num_seqs], Status.OK if legal.all() and inside.all() else Status.RANGE
+
+
+def reference(
+    *,
+    query: F16,
+    key_cache: F16,
+    value_cache: F16,
+    block_table: NDArray[np.int32],
+    seq_lens: NDArray[np.int32],
+    output: F16,
+    lse: NDArray[np.float32],
+    segments: NDArray[np.int32] | None,
+    segment_range: NDArray[np.int64] | None,
+    scale: np.float32,
+    **_merging: Any,
+) -> Status:
+    """As `paged_attention`; with a work list the blocks are those that the list's segments name.
+
+    K and V are read once: the bytes are K + V where the two-pass form moves 2K + V.
+    """
+    batch = PagedBatch.of(query, key_cache, value_cache, block_table, seq_lens, scale)
+    parts, status = work_of(batch.num_seq_blocks, segments, segment_range)
+    status |= batch.status
+    for seq, part in enumerate(parts):
+        status |= batch.attend(seq, part, slice(None), output[seq], lse[seq])[2]
+    return status
+
+
 KERNEL = KernelDef(
     name="flash_paged_attention",
     summary="Attention over a paged cache in one pass with a running maximum and sum; split over workers on request.",
     source="TinyServe S:541-553; online softmax: Milakov & Gimelshein, arXiv 1805.02867; split KV: Flash-Decoding",
     decision=False,
+    reference=reference,
     args=(
         Arg("query", "float16", ("num_seqs", "num_heads", "head_dim")),
         Arg("key_cache", "float16", POOL),

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Scalar, ceil_div
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Scalar, Status, ceil_div
+from tinyserve_viz.kernels.paging import resident
 
 METRICS = (
     "used", "cached_free", "free", "live", "tokens", "longest_free_run", "num_runs", "max_live_id",
@@ -10,10 +14,93 @@ METRICS = (
 )  # fmt: skip
 RUN_BINS = 32  # bin k counts free runs of 2**k to 2**(k+1) - 1 blocks; 2**31 blocks is beyond any int32 id
 
+
+def ratios(metrics: NDArray[np.int64], block_size: int) -> dict[str, float | None]:
+    """The measures in words, None where nothing is held. `external` costs no capacity: any free block fits any request.
+
+    internal: share of the live blocks' slots that hold no token, shared blocks once. external: share of the free blocks
+    outside the longest free run. frag_ratio: (highest live id + 1) / live. stranded: share of the blocks in held
+    super-pages that are not in use and yet cannot be given back. scatter: share of consecutive logical blocks that do
+    not lie side by side.
+    """
+    m = dict(zip(METRICS, (int(value) for value in metrics), strict=True))
+
+    def share(part: int, whole: int) -> float | None:
+        return part / whole if whole else None
+
+    return {
+        "internal": share(block_size * m["live"] - m["tokens"], block_size * m["live"]),
+        "external": share(m["free"] - m["longest_free_run"], m["free"]),
+        "frag_ratio": share(m["max_live_id"] + 1, m["used"]),
+        "stranded": share(m["super_pinned"], m["super_held"]),
+        "scatter": share(m["pairs"] - m["adjacent"], m["pairs"]),
+    }
+
+
+def reference(
+    *,
+    ref: NDArray[np.int32],
+    cached: NDArray[np.uint8],
+    block_table: NDArray[np.int32],
+    seq_lens: NDArray[np.int32],
+    fill: NDArray[np.int32],
+    scatter: NDArray[np.int32],
+    run_histogram: NDArray[np.int64],
+    metrics: NDArray[np.int64],
+    block_size: int,
+    super_size: int,
+) -> Status:
+    """Whole numbers only; `ratios` makes the measures of them.
+
+    used: ref > 0 · cached_free: ref 0 and cached · free: the rest · live: distinct blocks of the tables up to each
+    length · tokens: those in live blocks, shared ones once · runs: of consecutive free ids · super_held: blocks of the
+    super-pages with a used or cached block · super_pinned: those of them that are not used but share a super-page with
+    a used one · pairs and adjacent: consecutive logical blocks, and those whose ids are consecutive too.
+    """
+    held = resident(block_table, seq_lens, block_size, len(ref))
+    fill[:] = 0
+    np.maximum.at(fill, held.block, held.tokens.astype(np.int32))
+
+    follows = (np.diff(held.seq) == 0) & (np.diff(held.logical) == 1)
+    broken = follows & (np.diff(held.block) != 1)
+    scatter[:, 0] = np.bincount(held.seq[1:][broken], minlength=len(seq_lens))
+    scatter[:, 1] = np.bincount(held.seq[1:][follows], minlength=len(seq_lens))
+
+    used = ref > 0
+    kept = ~used & (cached != 0)
+    free = ~used & ~kept
+    edges = np.diff(np.r_[False, free, False].astype(np.int8))
+    lengths = np.flatnonzero(edges == -1) - np.flatnonzero(edges == 1)
+    powers = np.int64(1) << np.arange(RUN_BINS)
+    run_histogram[:] = np.bincount(np.searchsorted(powers, lengths, side="right") - 1, minlength=RUN_BINS)[:RUN_BINS]
+
+    starts = np.arange(0, len(ref), super_size)
+    sizes = np.minimum(super_size, len(ref) - starts)
+    in_use = np.add.reduceat(used, starts, dtype=np.int64) if len(ref) else np.zeros(0, np.int64)
+    in_cache = np.add.reduceat(kept, starts, dtype=np.int64) if len(ref) else np.zeros(0, np.int64)
+    pairs = int(follows.sum())
+    metrics[:] = (
+        used.sum(),
+        kept.sum(),
+        free.sum(),
+        np.count_nonzero(fill),
+        fill.sum(dtype=np.int64),
+        lengths.max(initial=0),
+        len(lengths),
+        np.flatnonzero(used)[-1] if used.any() else -1,
+        sizes[in_use + in_cache > 0].sum(),
+        (sizes - in_use)[in_use > 0].sum(),
+        pairs - int(broken.sum()),
+        pairs,
+    )
+    return held.status
+
+
 KERNEL = KernelDef(
     name="fragmentation_analysis",
     summary="Count waste inside blocks, free runs, the live prefix, stranded super-pages and scattered sequences.",
     source="ours: the published formula is utilisation; super-pages: kvcached",
+    reference=reference,
     args=(
         Arg("ref", "int32", ("num_blocks",)),
         Arg("cached", "uint8", ("num_blocks",), doc="1: free but still in the prefix index"),

@@ -2,13 +2,75 @@
 
 from __future__ import annotations
 
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Scalar
-from tinyserve_viz.kernels.layout import BOX, POOL
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Scalar, Status
+from tinyserve_viz.kernels.layout import BOX, F16, POOL, box_bounds, put_bounds, put_tokens
+from tinyserve_viz.kernels.paging import mapped, runs
+
+
+def reference(
+    *,
+    kv: F16,
+    token_start: NDArray[np.int64],
+    start_pos: NDArray[np.int32],
+    seq_lens: NDArray[np.int32],
+    block_table: NDArray[np.int32],
+    ref: NDArray[np.int32],
+    key_cache: F16,
+    value_cache: F16,
+    box: F16,
+    **_fast_form: Any,
+) -> Status:
+    """Scatter token i of a sequence, kv[token_start + i], to position start_pos + i.
+
+    A block is skipped, and flagged, when it is unmapped or unowned (UNMAPPED), no id of the pool (RANGE) or shared
+    (SHARED_WRITE); a sequence whose positions or rows do not fit is skipped as a whole (RANGE). A box starts anew when
+    slot 0 is written and widens otherwise; a NaN key leaves it as it is, and its zeros are positive.
+    """
+    status = Status.OK
+    num_blocks, size = key_cache.shape[:2]
+    start, end, row = start_pos.astype(np.int64), seq_lens.astype(np.int64), token_start
+    fits = (start >= 0) & (start <= end) & (end <= block_table.shape[1] * size)
+    fits &= (row >= 0) & (row + end - start <= len(kv))
+    if not fits.all():
+        status |= Status.RANGE
+    seq, i = runs(np.where(fits, end - start, 0))
+    logical, slot = np.divmod(start[seq] + i, size)
+    block = block_table[seq, logical].astype(np.int64)
+    owned, flags = mapped(block, num_blocks)
+    status |= flags
+    refs = np.where(owned, ref[np.where(owned, block, 0)], 1)
+    status |= Status.UNMAPPED if (refs < 1).any() else Status.OK
+    status |= Status.SHARED_WRITE if (refs > 1).any() else Status.OK
+    owned &= refs == 1
+    seq, slot, logical, block, source = (x[owned] for x in (seq, slot, logical, block, row[seq] + i))
+    if not len(seq):
+        return status
+
+    keys = kv[source, 0]
+    put_tokens(key_cache, block, slot, keys)
+    put_tokens(value_cache, block, slot, kv[source, 1])
+    # One run of tokens per (sequence, logical block): its extremes make or widen the box.
+    starts = np.flatnonzero(np.r_[True, (np.diff(seq) != 0) | (np.diff(logical) != 0)])
+    wide = keys.astype(np.float32)
+    low, high = np.fmin.reduceat(wide, starts), np.fmax.reduceat(wide, starts)
+    touched, fresh = block[starts], (slot[starts] == 0)[:, None, None]
+    old_low, old_high = box_bounds(box, touched)
+    low = np.fmin(low, np.where(fresh, np.float32(np.inf), old_low)) + np.float32(0)
+    high = np.fmax(high, np.where(fresh, np.float32(-np.inf), old_high)) + np.float32(0)
+    put_bounds(box, touched, low.astype(np.float16), high.astype(np.float16))
+    return status
+
 
 KERNEL = KernelDef(
     name="fused_reshape_and_block_write",
     summary="Write the K and V of new tokens into their blocks and keep each block's key box.",
     source="TinyServe S:34-67; boxes: Quest, arXiv 2406.10774",
+    reference=reference,
     args=(
         Arg(
             "kv",

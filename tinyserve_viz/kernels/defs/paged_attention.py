@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Scalar
-from tinyserve_viz.kernels.layout import POOL
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyserve_viz.kernels.attention import PagedBatch
+from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Scalar, Status
+from tinyserve_viz.kernels.layout import F16, POOL
 
 GROUPED = Requirement(
     "num_heads must be a multiple of num_kv_heads",
     lambda axes, _scalars: axes["num_kv_heads"] > 0 and axes["num_heads"] % axes["num_kv_heads"] == 0,
 )
 
+
+def reference(
+    *,
+    query: F16,
+    key_cache: F16,
+    value_cache: F16,
+    block_table: NDArray[np.int32],
+    seq_lens: NDArray[np.int32],
+    output: F16,
+    lse: NDArray[np.float32],
+    scale: np.float32,
+) -> Status:
+    """output = Σ exp(s_j - m)·v_j / Σ exp(s_j - m) with s = scale·q·k and m = max s, in float64; lse = m + ln Σ.
+
+    Every valid token counts once. Unmapped blocks are left out (UNMAPPED, RANGE); no token: output 0, lse -inf.
+    """
+    batch = PagedBatch.of(query, key_cache, value_cache, block_table, seq_lens, scale)
+    status = batch.status
+    for seq in range(len(query)):
+        everything = np.arange(batch.num_seq_blocks[seq])
+        status |= batch.attend(seq, everything, slice(None), output[seq], lse[seq])[2]
+    return status
+
+
 KERNEL = KernelDef(
     name="paged_attention",
     summary="Exact attention over a paged cache: one pass for the maximum, one for the sums.",
     source="TinyServe S:73-166; PagedAttention, arXiv 2309.06180",
     decision=False,
+    reference=reference,
     args=(
         Arg("query", "float16", ("num_seqs", "num_heads", "head_dim")),
         Arg("key_cache", "float16", POOL),

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Scalar
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyserve_viz.kernels.attention import PagedBatch
+from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Scalar, Status
+from tinyserve_viz.kernels.defs import block_scoring
 from tinyserve_viz.kernels.defs.block_scoring import REDUCTION
-from tinyserve_viz.kernels.defs.flash_paged_attention import WHOLE_WORK_LIST, WORK_LIST
+from tinyserve_viz.kernels.defs.cache_selection import choose, paper_budget
+from tinyserve_viz.kernels.defs.flash_paged_attention import WHOLE_WORK_LIST, WORK_LIST, work_of
 from tinyserve_viz.kernels.defs.paged_attention import GROUPED
-from tinyserve_viz.kernels.layout import BOX, POOL
+from tinyserve_viz.kernels.layout import BOX, F16, POOL
 from tinyserve_viz.kernels.parameters import default
 
 SELECTING_HEADS = Requirement(
@@ -18,11 +26,90 @@ FUSED_PER_HEAD = Requirement(
     lambda axes, scalars: not scalars["has_box"] or axes["num_select_heads"] == axes["num_kv_heads"],
 )
 
+
+def reference(
+    *,
+    query: F16,
+    key_cache: F16,
+    value_cache: F16,
+    block_table: NDArray[np.int32],
+    seq_lens: NDArray[np.int32],
+    selected: NDArray[np.int32],
+    count: NDArray[np.int32],
+    output: F16,
+    lse: NDArray[np.float32],
+    blocks_read: NDArray[np.int32],
+    tokens_read: NDArray[np.int32],
+    box: F16 | None,
+    segments: NDArray[np.int32] | None,
+    segment_range: NDArray[np.int64] | None,
+    scale: np.float32,
+    reduction: int,
+    ratio_permille: int,
+    sinks: int,
+    recent: int,
+    **_merging: Any,
+) -> Status:
+    """Softmax over the kept tokens only, so that exp(lse - lse of paged_attention) is the attention mass retained.
+
+    With `box`, `selected` and `count` are made first, exactly as block_scoring and cache_selection (paper) make them;
+    access histories stay with cache_selection. A list must ascend within the sequence's blocks: entries outside are
+    skipped (RANGE), repeated or unordered ones too (CONFLICT). A sequence with tokens and none kept gives output 0,
+    lse -inf and RANGE. The work list's units are places in the kept list.
+    """
+    batch = PagedBatch.of(query, key_cache, value_cache, block_table, seq_lens, scale)
+    status = batch.status
+    if box is not None:
+        scores = np.empty((len(query), batch.num_kv_heads, block_table.shape[1]), np.float32)
+        status |= block_scoring.reference(
+            query=query,
+            box=box,
+            block_table=block_table,
+            num_seq_blocks=batch.num_seq_blocks.astype(np.int32),
+            block_score=scores,
+            reduction=reduction,
+        )
+        budget = paper_budget(batch.num_seq_blocks, ratio_permille, sinks, recent)
+        status |= choose(scores, batch.num_seq_blocks, budget, sinks, recent, selected, count)
+
+    select_heads, max_selected = selected.shape[1:]
+    kept = np.clip(count, 0, max_selected)
+    group = query.shape[1] // batch.num_kv_heads
+    empty = (kept == 0) & (batch.num_seq_blocks[:, None] > 0)
+    status |= Status.RANGE if empty.any() or (kept != count).any() else Status.OK
+    for head in range(select_heads):
+        parts, flags = work_of(kept[:, head].astype(np.int64), segments, segment_range)
+        status |= flags
+        kv_heads = slice(None) if select_heads == 1 else slice(head, head + 1)
+        heads = slice(None) if select_heads == 1 else slice(head * group, (head + 1) * group)
+        for seq, part in enumerate(parts):
+            logical, flags = _legal(selected[seq, head, : kept[seq, head]], int(batch.num_seq_blocks[seq]))
+            status |= flags
+            wanted = logical[part]
+            wanted = wanted[wanted >= 0]
+            read = batch.attend(seq, wanted, kv_heads, output[seq, heads], lse[seq, heads])
+            blocks_read[seq, heads], tokens_read[seq, heads] = read[:2]
+            status |= read[2]
+    return status
+
+
+def _legal(chosen: NDArray[np.int32], num_blocks: int) -> tuple[NDArray[np.int64], Status]:
+    """A kept list with -1 where an entry is outside the sequence or does not ascend."""
+    logical = chosen.astype(np.int64)
+    inside = (logical >= 0) & (logical < num_blocks)
+    before = np.maximum.accumulate(np.r_[-1, np.where(inside, logical, -1)])[:-1]
+    ascending = logical > before
+    status = Status.OK if inside.all() else Status.RANGE
+    status |= Status.CONFLICT if (inside & ~ascending).any() else Status.OK
+    return np.where(inside & ascending, logical, -1), status
+
+
 KERNEL = KernelDef(
     name="query_aware_paged_attention",
     summary="Attention over the selected blocks; given boxes, scoring, choice and attention are one launch.",
     source="TinyServe S:391-521 and arXiv 2509.12211; Quest, arXiv 2406.10774",
     decision=False,
+    reference=reference,
     args=(
         Arg("query", "float16", ("num_seqs", "num_heads", "head_dim")),
         Arg("key_cache", "float16", POOL),
