@@ -35,6 +35,10 @@ class Metrics:
             ev.BlocksCopied: self._blocks_copied,
             ev.RequestRejected: self._request_rejected,
             ev.RequestCancelled: self._request_cancelled,
+            ev.BlocksSelected: self._blocks_selected,
+            ev.KernelsTimed: self._kernels_timed,
+            ev.CompactionPlanned: self._compaction_planned,
+            ev.LevelsAdapted: self._levels_adapted,
         }
         self.steps = self.time_us = 0
         self.prefill_tokens = self.decoded_tokens = 0
@@ -44,6 +48,16 @@ class Metrics:
         self.allocations = self.frees = self.evictions = self.copies = self.preemptions = 0
         self.completed = self.rejected = self.cancelled = 0
         self.recomputed_tokens = 0
+        self.compaction_moves = self.compactions = self.levels_raised = self.levels_lowered = 0
+        self._policy: str | None = None
+        self._rows_selected = self._tokens_read = self._tokens_held = 0
+        self._retained: list[float] = [0.0, 0.0, 2.0]  # sum, count, least
+        self._errors: list[float] = [0.0, 0.0, 0.0]  # sum, count, greatest
+        self._kernel_calls: dict[str, int] = {}
+        self._kernel_us: dict[str, list[float]] = {}
+        self._kernel_totals: dict[str, float] = {}
+        self._kernel_bytes: dict[str, int] = {}
+        self._provenance: str | None = None
 
     def add(self, _step: int, event: ev.Event) -> None:
         """Take the next event."""
@@ -95,6 +109,74 @@ class Metrics:
     def _request_cancelled(self, _event: Any) -> None:
         self.cancelled += 1
 
+    def _blocks_selected(self, event: Any) -> None:
+        self._policy = event.policy
+        self._rows_selected += len(event.seqs)
+        self._tokens_read += event.tokens_read
+        self._tokens_held += event.tokens_held
+        if len(event.retained):
+            self._retained[0] += float(event.retained.sum(dtype=np.float64))
+            self._retained[1] += len(event.retained)
+            self._retained[2] = min(self._retained[2], float(event.retained.min()))
+            self._errors[0] += float(event.output_errors.sum(dtype=np.float64))
+            self._errors[1] += len(event.output_errors)
+            self._errors[2] = max(self._errors[2], float(event.output_errors.max()))
+
+    def _kernels_timed(self, event: Any) -> None:
+        self._provenance = event.provenance
+        columns = (event.names.split(), event.calls.tolist(), event.total_us.tolist(), event.bytes.tolist())
+        for name, calls, spent, moved in zip(*columns, strict=True):
+            self._kernel_calls[name] = self._kernel_calls.get(name, 0) + calls
+            self._kernel_us.setdefault(name, []).append(spent / calls)
+            self._kernel_totals[name] = self._kernel_totals.get(name, 0.0) + spent
+            self._kernel_bytes[name] = self._kernel_bytes.get(name, 0) + moved
+
+    def _compaction_planned(self, event: Any) -> None:
+        self.compactions += bool(len(event.src))
+        self.compaction_moves += len(event.src)
+
+    def _levels_adapted(self, event: Any) -> None:
+        self.levels_raised += int((event.decisions > 0).sum())
+        self.levels_lowered += int((event.decisions < 0).sum())
+
+    def selection(self) -> dict[str, Any] | None:
+        """The section `selection`: None when no kernels ran. `retained_mass` is exp(lse_selected − lse_full), over
+        (step, layer, sequence, query head); bytes are not counted here but tokens, of which K and V were `read`."""
+        if self._policy is None:
+            return None
+        total, count, least = self._retained
+        error, errors, worst = self._errors
+        return {
+            "policy": self._policy,
+            "ratio": self._engine.ratio_permille / 1000 if self._policy == "paper" else None,
+            "rows": self._rows_selected,
+            "retained_mass": {"mean": total / count, "min": least} if count else None,
+            "output_error": {"mean": error / errors, "max": worst} if errors else None,
+            "read_share": _ratio(self._tokens_read, self._tokens_held),
+            "resident_share": 1.0,
+            "levels": {"raised": self.levels_raised, "lowered": self.levels_lowered},
+            "compactions": self.compactions,
+        }
+
+    def kernels(self) -> list[dict[str, Any]]:
+        """The section `kernels`: one entry a kernel; `gb_per_s` only where the time is a kernel's own, on a GPU."""
+        found = []
+        for name, calls in self._kernel_calls.items():
+            total = self._kernel_totals[name]
+            measured = self._provenance == "measured"
+            found.append(
+                {
+                    "name": name,
+                    "calls": calls,
+                    "total_us": total,
+                    "median_us": float(np.median(self._kernel_us[name])),
+                    "bytes": self._kernel_bytes[name],
+                    "gb_per_s": self._kernel_bytes[name] / total / 1e3 if measured and total else None,
+                    "provenance": self._provenance,
+                }
+            )
+        return found
+
     def as_dict(self, state: CacheState) -> dict[str, Any]:
         """The sections `requests`, `blocks`, `prefix`, `utilization` and `fragmentation` of the summary."""
         prompt_tokens = int(self._class_tokens.sum())
@@ -123,7 +205,7 @@ class Metrics:
                 "frees": self.frees,
                 "copies_on_write": self.copies,
                 "evictions": self.evictions,
-                "compaction_moves": 0,
+                "compaction_moves": self.compaction_moves,
                 "leaked": leaked_blocks(state),
             },
             "prefix": {

@@ -58,7 +58,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--decisions", type=Path, metavar="FILE", help="write one JSON line of decisions a step")
     parser.add_argument("--seed", type=whole_number(0), metavar="N", help="seed of the content")
-    parser.add_argument("--kernels", choices=("none",), default="none", help="kernels to run")
+    parser.add_argument(
+        "--kernels",
+        choices=("all", "decisions", "none"),
+        help="all, all but attention, or none (default: all for traces of up to 200,000 tokens, else none)",
+    )
+    parser.add_argument("--attention", choices=("exact", "flash", "query-aware", "query-aware-fused", "all"), default="all", help="form of attention (default all, side by side)")
+    parser.add_argument("--selection", metavar="POLICY", help="which blocks a query reads: paper or seed")
+    parser.add_argument("--ratio", type=_ratio, metavar="R", help="share of the blocks that selection paper keeps, 0.001 to 1")
     parser.add_argument(
         "--check", choices=("every", "auto"), default="auto", help="check all invariants every step, or as described in docs"
     )
@@ -93,12 +100,24 @@ def run(args: argparse.Namespace) -> int:
     return FINDING if summary["invariants"]["violations"] or mismatch else 0
 
 
+def _ratio(text: str) -> int:
+    """A share as per mille."""
+    try:
+        permille = round(float(text) * 1000)
+    except (ValueError, OverflowError):
+        permille = 0
+    if not 1 <= permille <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} given, expected a share from 0.001 to 1")
+    return permille
+
+
 def settings_of(args: argparse.Namespace) -> Settings:
     """The settings that the command line gives."""
     from tinyserve_viz.cli.session import Settings
 
     names = [name.replace("-", "_") for name, _ in _ENGINE_OPTIONS]
     engine: dict[str, Any] = {name: getattr(args, name) for name in [*names, "allocator", "eviction"]}
+    engine |= {"selection": args.selection, "ratio_permille": args.ratio}
     engine["prefix_caching"] = None if args.prefix_caching is None else args.prefix_caching == "on"
     return Settings(
         engine=engine,
@@ -107,6 +126,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
         rules=dict(_rule(text) for text in args.rule),
         arrivals=args.arrivals,
         check_every_step=args.check == "every",
+        kernels=args.kernels,
+        attention=args.attention,
     )
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tinyserve_viz import __version__
 from tinyserve_viz.analysis.metrics import Metrics
 from tinyserve_viz.core.apply import apply
@@ -20,8 +22,11 @@ from tinyserve_viz.core.errors import ConfigError
 from tinyserve_viz.core.events import Event
 from tinyserve_viz.core.rules import profile as rules_of_profile
 from tinyserve_viz.core.state import CacheState
+from tinyserve_viz.core.workload import Workload
+from tinyserve_viz.engine.pipeline import KernelPipeline, PipelineConfig
 from tinyserve_viz.engine.replay import Engine
 from tinyserve_viz.engine.workload import ARRIVALS, workload_of
+from tinyserve_viz.kernels.numpy_backend import NumpyBackend
 from tinyserve_viz.recording.header import Header
 from tinyserve_viz.recording.recorder import Digest, Recorder
 from tinyserve_viz.recording.timeline import Timeline
@@ -33,6 +38,7 @@ Progress = Callable[[int, int], None]
 """Called now and then with (requests over, requests in all)."""
 
 _PROGRESS_EVERY = 256  # steps
+ALL_KERNELS_UP_TO_TOKENS = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,8 @@ class Settings:
     rules: dict[str, Any] = field(default_factory=dict)
     arrivals: str = "trace"
     check_every_step: bool = False
+    kernels: str | None = None  # all, decisions, none; None: by the size of the trace
+    attention: str = "all"
 
 
 def prepare(trace: Trace, settings: Settings) -> Header:
@@ -68,16 +76,26 @@ def prepare(trace: Trace, settings: Settings) -> Header:
     model = with_overrides(ModelConfig(), dict(trace.model))
     content = with_overrides(ContentConfig(seed=trace.seed), {**trace.content, **_given(settings.content)})
     workload = workload_of(trace, engine.block_size, rules.cache_outputs, settings.arrivals)
+    kernels = settings.kernels or _kernels_by_size(engine, workload)
+    if kernels != "none" and engine.allocator != "paged":
+        raise ConfigError(f"kernels {kernels!r} need the paged allocator, not {engine.allocator!r}")
     origin = {
         "trace": {"name": trace.name, "format": trace.format, "num_requests": workload.num_requests},
         "profile": settings.profile,
         "arrivals": settings.arrivals,
         "backend": "numpy",
         "device": f"{platform.machine()} CPU",
-        "kernels_run": "none",
+        "kernels_run": kernels,
+        "attention": settings.attention,
         "tool": __version__,
     }
     return Header(engine, rules, model, content, workload, origin)
+
+
+def _kernels_by_size(engine: EngineConfig, workload: Workload) -> str:
+    """All kernels where the NumPy reference takes seconds, none where it would take hours."""
+    tokens = workload.prompt_len.astype(np.int64) + workload.output_len * workload.num_samples
+    return "all" if engine.allocator == "paged" and int(tokens.sum()) <= ALL_KERNELS_UP_TO_TOKENS else "none"
 
 
 def _given(overrides: dict[str, Any]) -> dict[str, Any]:
@@ -106,6 +124,11 @@ def run_replay(
             sink(step, event)
 
     engine = Engine(header.workload, header.engine, header.rules, emit, header.origin["arrivals"] == "sequential")
+    if header.origin["kernels_run"] != "none":
+        chosen = PipelineConfig(header.origin["kernels_run"], header.origin["attention"])
+        engine.kernels = KernelPipeline(
+            engine.state, header.engine, header.model, header.content, NumpyBackend(), chosen
+        )
     metrics = Metrics(header.workload, header.engine)
     checker = StepChecker(engine.state, 1 if check_every_step else FULL_EVERY)
     with ExitStack() as stack:
@@ -130,8 +153,8 @@ def run_replay(
             header=header,
             metrics=metrics,
             state=engine.state,
-            num_checked=checker.num_checked,
-            violations=checker.violations,
+            num_checked=checker.num_checked + (engine.kernels.num_checked if engine.kernels else 0),
+            violations=checker.violations + (engine.kernels.violations if engine.kernels else []),
             digest=digest.hexdigest(),
             wall_s=time.perf_counter() - started,
             num_events=digest.num_events,

@@ -150,6 +150,10 @@ class StepChecker:
                 self._named.append(self._state.table(child).copy())
         elif isinstance(event, ev.BlocksEvicted | ev.BlocksCached):
             self._named.append(event.blocks)
+        elif isinstance(event, ev.CompactionPlanned):
+            self._references[event.dst] = self._references[event.src]
+            self._references[event.src] = 0
+            self._named += [event.dst, event.src]
 
     def _check_step(self, step: int) -> None:
         state = self._state

@@ -22,6 +22,7 @@ from tinyserve_viz.core.rules import EngineRules
 from tinyserve_viz.core.state import CacheState
 from tinyserve_viz.core.workload import ORPHANED, TAIL, Workload
 from tinyserve_viz.engine.decode_set import DecodeSet
+from tinyserve_viz.engine.pipeline import KernelPipeline
 from tinyserve_viz.memory.block_manager import BlockManager, explain_prompt, tokens_per_class
 from tinyserve_viz.memory.reserving import ReservingManager
 
@@ -49,7 +50,12 @@ class Engine:
     sequences every step would cost more than the step; they hold nothing that events do not tell.
     """
 
-    def __init__(self, workload: Workload, config: EngineConfig, rules: EngineRules, sink: Sink, one_by_one: bool = False) -> None:
+    kernels: KernelPipeline | None = None
+    """Set before the first step to run the kernels beside the allocator."""
+
+    def __init__(
+        self, workload: Workload, config: EngineConfig, rules: EngineRules, sink: Sink, one_by_one: bool = False
+    ) -> None:
         self.workload, self.config, self.rules, self.sink = workload, config, rules, sink
         self.one_by_one = one_by_one
         self.state = CacheState(
@@ -106,6 +112,8 @@ class Engine:
         """Apply an event and hand it to the sink."""
         step = self.state.step
         apply(self.state, event)
+        if self.kernels is not None:
+            self.kernels.after(event)
         self.sink(step, event)
 
     # ── arrivals, cancellation, time ────────────────────────────────────────────────────────────────────────────
@@ -660,6 +668,8 @@ class Engine:
             num_prefill = int(counts.sum())
         assert len(prefill_seqs) or len(plan.decoding), "a step with sequences in the queues must make progress"
         self.emit(ev.TokensWritten(plan.decoding, prefill_seqs, counts))
+        if self.kernels is not None:
+            self._run_kernels(self.kernels, plan.decoding)
         finished, decode_tokens, decode_slots = self._after_decode(plan.decoding)
         prefilled = self._after_prefill(prefill_seqs, counts) if len(prefill_seqs) else ev.EMPTY
         grown = prefilled.tolist()
@@ -672,7 +682,18 @@ class Engine:
             finished.extend(seq for seq in grown if self.state.ctx[seq] >= self.total[seq])
         if finished:
             self._finish(finished)
+        if self.kernels is not None:
+            self.emit(self.kernels.close_step())
         self.emit(self._step_ended(num_prefill, len(plan.decoding), decode_tokens, decode_slots, prefilled))
+
+    def _run_kernels(self, kernels: KernelPipeline, decoding: ev.I32) -> None:
+        """Selection and attention of the decoding sequences, then levels, then a compaction when one is due."""
+        for event in kernels.step(decoding):
+            self.emit(event)
+        for decide in (kernels.adapt, kernels.plan_compaction):
+            decided = decide()
+            if decided is not None:
+                self.emit(decided)
 
     def _after_decode(self, decoding: ev.I32) -> tuple[list[int], int, int]:
         """Who is finished, and the sums of context lengths and of slots over the sequences that decoded."""

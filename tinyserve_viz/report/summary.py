@@ -51,8 +51,8 @@ def summarize(outcome: Outcome) -> dict[str, Any]:
         "wall_s": round(outcome.wall_s, 6),
         "virtual_time_s": metrics.time_us / 1e6,
         **metrics.as_dict(outcome.state),
-        "selection": None,
-        "kernels": [],
+        "selection": metrics.selection(),
+        "kernels": metrics.kernels(),
         "invariants": {
             "checked": outcome.num_checked,
             "violations": len(outcome.violations),
@@ -91,10 +91,31 @@ def as_text(summary: dict[str, Any]) -> str:
         ("invariants", f"{checks['checked']:,} checked, {checks['violations']:,} violated"),
         ("digest", summary["digest"] or "none"),
     ]
+    if summary["selection"] is not None:
+        lines[-2:-2] = _selection_lines(summary)
     width = max(len(name) for name, _ in lines)
     text = [f"{name:<{width}}  {value}" for name, value in lines]
     text += [f"{'':<{width}}  VIOLATED {v['invariant']} at step {v['step']}: {v['message']}" for v in checks["first_violations"]]
     return "\n".join(text)
+
+
+def _selection_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    chosen, kernels = summary["selection"], summary["kernels"]
+    ratio = "" if chosen["ratio"] is None else f", ratio {chosen['ratio']:g}"
+    mass, error = chosen["retained_mass"], chosen["output_error"]
+    kept = "attention did not run" if mass is None else (
+        f"attention mass retained {mass['mean']:.4f} on average, {mass['min']:.4f} at worst; "
+        f"output error {error['mean']:.4f} on average, {error['max']:.4f} at worst"
+    )
+    title = "NumPy reference, wall time" if summary["backend"] == "numpy" else summary["device"]
+    slowest = sorted(kernels, key=lambda kernel: -kernel["total_us"])[:4]
+    times = ", ".join(f"{kernel['name']} {kernel['total_us'] / 1e3:,.1f} ms" for kernel in slowest)
+    return [
+        ("selection", f"{chosen['policy']}{ratio}: {_percent(chosen['read_share'])} of the K/V read, all of it resident; {kept}"),
+        ("levels", f"{chosen['levels']['raised']:,} raised, {chosen['levels']['lowered']:,} lowered; "
+                   f"{chosen['compactions']:,} compactions moved {summary['blocks']['compaction_moves']:,} blocks"),
+        ("kernels", f"({title}) {sum(k['calls'] for k in kernels):,} calls; most time in {times}"),
+    ]
 
 
 def _percent(ratio: float | None) -> str:
