@@ -233,7 +233,7 @@ def leaked_blocks(state: CacheState) -> int:
 
 
 def fragmentation(state: CacheState) -> dict[str, Any]:
-    """The measures of kernel-contracts §16 on the state as it stands; ratios are None where nothing is there to measure.
+    """The measures of kernel-contracts §16 on a state; ratios are None where nothing is there to measure.
 
     Any free block serves any request, so `external` costs a paged pool no capacity; it says how far contiguous
     runs (huge pages, bulk copies) could be had.

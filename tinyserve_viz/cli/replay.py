@@ -50,7 +50,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--profile", default="tinyserve", metavar="NAME", help="tinyserve (default) or vllm")
     parser.add_argument(
-        "--rule", action="append", default=[], metavar="NAME=VALUE", help="change one rule of the profile (see --explain)"
+        "--rule",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change one rule of the profile (see --explain)",
     )
     parser.add_argument("--explain", action="store_true", help="list the profile's rules and stop")
     parser.add_argument(
@@ -63,11 +67,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=("all", "decisions", "none"),
         help="all, all but attention, or none (default: all for traces of up to 200,000 tokens, else none)",
     )
-    parser.add_argument("--attention", choices=("exact", "flash", "query-aware", "query-aware-fused", "all"), default="all", help="form of attention (default all, side by side)")
-    parser.add_argument("--selection", metavar="POLICY", help="which blocks a query reads: paper or seed")
-    parser.add_argument("--ratio", type=_ratio, metavar="R", help="share of the blocks that selection paper keeps, 0.001 to 1")
     parser.add_argument(
-        "--check", choices=("every", "auto"), default="auto", help="check all invariants every step, or as described in docs"
+        "--attention",
+        choices=("exact", "flash", "query-aware", "query-aware-fused", "all"),
+        default="all",
+        help="form of attention (default all, side by side)",
+    )
+    parser.add_argument("--selection", metavar="POLICY", help="which blocks a query reads: paper or seed")
+    parser.add_argument(
+        "--ratio", type=_ratio, metavar="R", help="share of the blocks that selection paper keeps, 0.001 to 1"
+    )
+    parser.add_argument(
+        "--check",
+        choices=("every", "auto"),
+        default="auto",
+        help="check all invariants every step, or as described in docs",
     )
 
 

@@ -70,7 +70,9 @@ def prepare(trace: Trace, settings: Settings) -> Header:
     if engine.allocator != "paged":
         engine = replace(engine, prefix_caching=False)
     if rules.free_order == "queue" and engine.eviction != "lru":
-        raise ConfigError(f"free_order queue evicts by its own order, eviction {engine.eviction!r} cannot be had with it")
+        raise ConfigError(
+            f"free_order queue evicts by its own order, eviction {engine.eviction!r} cannot be had with it"
+        )
     if rules.null_block and engine.num_blocks < 2:
         raise ConfigError("num_blocks is 1, expected 2 or more: block 0 is the null block")
     model = with_overrides(ModelConfig(), dict(trace.model))
@@ -192,4 +194,8 @@ def summarize_recording(timeline: Timeline, check_every_step: bool = False) -> d
         wall_s=recorded.get("wall_s", time.perf_counter() - started),
         num_events=digest.num_events,
     )
-    return {**summarize(outcome), "complete": timeline.complete, "digest_matches": digest.hexdigest() == timeline.digest}
+    return {
+        **summarize(outcome),
+        "complete": timeline.complete,
+        "digest_matches": digest.hexdigest() == timeline.digest,
+    }

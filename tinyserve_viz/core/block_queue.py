@@ -72,7 +72,7 @@ class BlockQueue:
         while True:
             places = np.arange(self.head, min(self.head + window, self.tail), dtype=np.int64)
             blocks = self.ring[places % len(self.ring)]
-            alive = blocks[self.pos[blocks] == places]
+            alive: I32 = blocks[self.pos[blocks] == places]
             if len(alive) >= count or self.head + window >= self.tail:
                 return alive[:count]
             window *= 4

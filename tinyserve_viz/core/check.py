@@ -5,7 +5,7 @@
 | I1 | used + cached-free + free = num_blocks, and the counters say the same as the arrays |
 | I2 | a block has as many references as live tables name it |
 | I3 | every unreferenced block stands once in its free order: cached ones in the index, free ones not |
-| I4 | table entries are mapped up to the held count and -1 beyond it; reserved ranges are disjoint and inside the pool |
+| I4 | table entries are mapped up to the held count and -1 beyond; reserved ranges are disjoint, inside the pool |
 | I5 | no write to a block with more than one reference (checked at every write, so by `StepChecker` alone) |
 | I7 | the prefix index names full blocks with the right chained content, each hash its oldest block |
 
@@ -47,9 +47,17 @@ def check(state: CacheState) -> list[Violation]:
     used, hashed = state.ref > 0, state.hash >= 0
     cached_free = ~used & hashed
     counts = (int(used.sum()), int(cached_free.sum()))
-    expect(counts == (state.num_used, state.num_cached_free), "I1", f"counted {counts} used and cached-free blocks, counters say {(state.num_used, state.num_cached_free)}")
+    expect(
+        counts == (state.num_used, state.num_cached_free),
+        "I1",
+        f"counted {counts} used and cached-free blocks, counters say {(state.num_used, state.num_cached_free)}",
+    )
     resident = int(state.fill[used].sum())
-    expect(resident == state.resident_tokens, "I1", f"used blocks hold {resident} tokens, the counter says {state.resident_tokens}")
+    expect(
+        resident == state.resident_tokens,
+        "I1",
+        f"used blocks hold {resident} tokens, the counter says {state.resident_tokens}",
+    )
 
     live = np.flatnonzero(state.slot >= 0)
     tables = [state.table(seq) for seq in live.tolist()]
@@ -58,17 +66,38 @@ def check(state: CacheState) -> list[Violation]:
     references = np.bincount(named[named >= 0], minlength=state.num_blocks)
     references[: state.null_blocks] += 1
     wrong = np.flatnonzero(references != state.ref)
-    expect(not len(wrong), "I2", f"blocks {wrong[:5].tolist()} have {state.ref[wrong[:5]].tolist()} references, tables name them {references[wrong[:5]].tolist()} times")
+    expect(
+        not len(wrong),
+        "I2",
+        f"blocks {wrong[:5].tolist()} have {state.ref[wrong[:5]].tolist()} references, "
+        f"tables name them {references[wrong[:5]].tolist()} times",
+    )
 
     expected_free = ~used if state.single_queue else ~used & ~hashed
-    expect(np.array_equal(state.free.pos != NOWHERE, expected_free), "I3", "the free order is not the set of free blocks")
-    expect(state.free.size == int(expected_free.sum()), "I3", "the free order has another length than there are free blocks")
+    expect(
+        np.array_equal(state.free.pos != NOWHERE, expected_free), "I3", "the free order is not the set of free blocks"
+    )
+    expect(
+        state.free.size == int(expected_free.sum()),
+        "I3",
+        "the free order has another length than there are free blocks",
+    )
     if not state.single_queue:
-        expect(np.array_equal(state.cached.pos != NOWHERE, cached_free), "I3", "the cached-free order is not the set of cached-free blocks")
-        expect(state.cached.size == counts[1], "I3", "the cached-free order has another length than there are such blocks")
+        expect(
+            np.array_equal(state.cached.pos != NOWHERE, cached_free),
+            "I3",
+            "the cached-free order is not the set of cached-free blocks",
+        )
+        expect(
+            state.cached.size == counts[1], "I3", "the cached-free order has another length than there are such blocks"
+        )
 
     mapped = int((state.tables >= 0).sum())
-    expect(mapped == int(state.num_held[live].sum()), "I4", f"{mapped} table entries are mapped, sequences hold {int(state.num_held[live].sum())}")
+    expect(
+        mapped == int(state.num_held[live].sum()),
+        "I4",
+        f"{mapped} table entries are mapped, sequences hold {int(state.num_held[live].sum())}",
+    )
     _check_ranges(state, found)
     _check_index(state, found, live, hashed)
     return found
@@ -84,7 +113,9 @@ def _check_ranges(state: CacheState, found: list[Violation]) -> None:
             found.append(Violation(state.step, "I4", "reserved ranges overlap or leave the pool"))
 
 
-def _check_index(state: CacheState, found: list[Violation], live: ev.I64, hashed: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> None:
+def _check_index(
+    state: CacheState, found: list[Violation], live: ev.I64, hashed: np.ndarray[tuple[int], np.dtype[np.bool_]]
+) -> None:
     blocks = np.flatnonzero(hashed)
     owners = state.block_of_hash[state.hash[blocks]]
     if len(blocks) and (owners < 0).any():
@@ -101,7 +132,9 @@ def _check_index(state: CacheState, found: list[Violation], live: ev.I64, hashed
         shared = min(len(table), len(known))
         content = state.hash[table[:shared]]
         if ((content >= 0) & (content != known[:shared])).any():
-            found.append(Violation(state.step, "I7", f"{w.seq_name(seq)} holds a block whose cached content is not its own"))
+            found.append(
+                Violation(state.step, "I7", f"{w.seq_name(seq)} holds a block whose cached content is not its own")
+            )
 
 
 class StepChecker:
@@ -204,7 +237,11 @@ class StepChecker:
     def _check_orders(self, step: int) -> None:
         state = self._state
         if not state.single_queue and state.cached.size != state.num_cached_free:
-            self._report(step, "I1", f"{state.cached.size} blocks are in the cached-free order, {state.num_cached_free} are counted")
+            self._report(
+                step,
+                "I1",
+                f"{state.cached.size} blocks are in the cached-free order, {state.num_cached_free} are counted",
+            )
         if state.free.size != state.num_free + (state.num_cached_free if state.single_queue else 0):
             self._report(step, "I1", f"{state.free.size} blocks are in the free order, {state.num_free} are counted")
         seqs = self._seqs
@@ -212,7 +249,9 @@ class StepChecker:
         for seq in seqs.tolist():
             held = state.num_held[seq]
             if held and state.tables[state.slot[seq], held - 1] != state.tail_block[seq]:
-                self._report(step, "I4", f"the last logical block of {state.workload.seq_name(seq)} is not where it writes")
+                self._report(
+                    step, "I4", f"the last logical block of {state.workload.seq_name(seq)} is not where it writes"
+                )
 
     def check_now(self) -> None:
         """Check the whole state."""
@@ -220,5 +259,3 @@ class StepChecker:
 
     def _report(self, step: int, invariant: str, message: str) -> None:
         self.violations.append(Violation(step, invariant, message))
-
-

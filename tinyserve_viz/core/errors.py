@@ -25,7 +25,7 @@ class KernelError(TinyserveError):
     """A kernel was called with arguments that do not fit its definition, or its name is unknown."""
 
 
-class GpuUnavailable(TinyserveError):
+class GpuUnavailable(TinyserveError):  # noqa: N818 - says a state of the machine, not a mistake
     """The GPU was asked for and cannot be used here; the message says what mends it."""
 
     exit_code = 3

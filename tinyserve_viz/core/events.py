@@ -199,7 +199,7 @@ class SequenceSeated(Event):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BlocksFreed(Event):
-    """`seqs[i]` dropped its `counts[i]` table entries; `blocks` int32 lists them in the order of freeing, tail first."""
+    """`seqs[i]` dropped its `counts[i]` table entries; `blocks` int32 lists them as freed, tail first."""
 
     seqs: I32
     counts: I32

@@ -50,10 +50,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
 RULES_IN_WORDS: dict[str, str] = {
     "null_block": "block 0 is a null block and never handed out",
     "cache_outputs": "full blocks that hold generated tokens enter the prefix index too",
-    "cache_at": "a full block enters the index once its tokens are `written`, or when the step that will fill it is `scheduled`",
+    "cache_at": "a full block enters the index once its tokens are `written`, "
+    "or when the step that will fill it is `scheduled`",
     "store_last_token": "the K/V of the last generated token is stored (o decode steps) or never computed (o - 1)",
     "duplicate_hashes": "two blocks may carry one hash, the older one is found; otherwise the second is not indexed",
-    "free_order": "`classes`: never used, then freed, then cached by the eviction policy; `queue`: one queue, hashed blocks to the back, others to the front",
+    "free_order": "`classes`: never used, then freed, then cached by the eviction policy; "
+    "`queue`: one queue, hashed blocks to its back, others to its front",
     "running_order": "running sequences are served decoding ones first, or strictly in order of admission",
     "victim": "a shortage preempts the `latest_arrived` running sequence or the `last_running` one of the list",
     "admit_after_preemption": "a step that preempted may still admit waiting sequences",
@@ -62,8 +64,10 @@ RULES_IN_WORDS: dict[str, str] = {
     "reject_impossible": "a request that can never fit is rejected when it arrives",
 }
 
+DEFAULT_RULES = EngineRules()
+
 PROFILES: dict[str, EngineRules] = {
-    "tinyserve": EngineRules(),
+    "tinyserve": DEFAULT_RULES,
     "vllm": EngineRules(
         null_block=True,
         cache_outputs=True,

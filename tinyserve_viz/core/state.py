@@ -32,8 +32,8 @@ class CacheState:
     selections (decayed a window), `window_hits` and `window_lookups` prefix hits and lookups of this window.
     Per sequence [S]: `status`, `ctx` tokens stored, `prefill_target` tokens that count as prefill, `slot` row in
     `tables` or -1, `num_held` mapped logical blocks, `held_at_preempt`, `num_preemptions`, `hit_tokens`, times in µs
-    (-1: not yet), `reserved_start`/`reserved_len` token slots of the baseline allocators, `tail_block` the last block of
-    its table, which is where it writes next (derived; meaningless while it holds none).
+    (-1: not yet), `reserved_start`/`reserved_len` token slots of the baselines, `tail_block` the last block of its
+    table, which is where it writes next (derived; meaningless while it holds none).
     `tables` int32 [slots][max_blocks], -1 = no block; beside it `causes` uint8: why a prompt block was a hit or a miss,
     and `history` int32: how often a selection kept the logical block.
     Hot region of eviction `seed`: blocks below `hot_size`; `hot_requests` and `hot_misses` of its window.
@@ -51,18 +51,18 @@ class CacheState:
         "ever_cached",
         "fill",
         "finished_us",
-        "freq",
         "first_token_us",
         "free",
+        "freq",
         "gen",
         "has_forks",
         "hash",
+        "held_at_preempt",
         "history",
+        "hit_tokens",
         "hot_misses",
         "hot_requests",
         "hot_size",
-        "held_at_preempt",
-        "hit_tokens",
         "insert_stamp",
         "inserted",
         "last_use",
@@ -136,7 +136,9 @@ class CacheState:
         "hot_misses",
     )
 
-    def __init__(self, workload: Workload, num_blocks: int, block_size: int, null_blocks: int = 0, single_queue: bool = False) -> None:
+    def __init__(
+        self, workload: Workload, num_blocks: int, block_size: int, null_blocks: int = 0, single_queue: bool = False
+    ) -> None:
         """An empty cache. `null_blocks` ids from 0 on are never handed out; with `single_queue` cached and uncached
         free blocks stand in one order (vLLM), else the cached ones have an order of their own."""
         n, s = num_blocks, workload.num_seqs
@@ -249,7 +251,10 @@ class CacheState:
         arrays = (*self.BLOCK_ARRAYS, *self.SEQ_ARRAYS, "block_of_hash", "ever_cached")
         if not all(np.array_equal(getattr(self, name), getattr(other, name)) for name in arrays):
             return False
-        if not (np.array_equal(self.free.order(), other.free.order()) and np.array_equal(self.cached.order(), other.cached.order())):
+        if not (
+            np.array_equal(self.free.order(), other.free.order())
+            and np.array_equal(self.cached.order(), other.cached.order())
+        ):
             return False
         live = np.flatnonzero(self.slot >= 0)
         return all(

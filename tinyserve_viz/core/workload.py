@@ -1,6 +1,6 @@
-"""The requests of a replay as columns: what every state and every view needs to know of a trace, and nothing more.
+"""The requests of a replay as columns: what every state and every view needs to know of a trace.
 
-A request with `n` samples has `n` sequences with neighbouring ids; sequences are what is scheduled and what holds blocks.
+A request with `n` samples has `n` sequences with neighbouring ids; sequences are scheduled and hold blocks.
 """
 
 from __future__ import annotations

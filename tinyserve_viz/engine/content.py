@@ -1,4 +1,4 @@
-"""What stands in for a model: K, V and queries as a pure function of (content seed, token identity, position, layer, head).
+"""What stands in for a model: K, V and queries, a pure function of (seed, token identity, position, layer, head).
 
 A trace has no tensors, so the content is declared. It is made from 64-bit hashes by integer arithmetic and separately
 rounded float32 operations, so it has the same bits on every machine, and equal prefixes have equal content.
@@ -36,7 +36,7 @@ _OF_HASH, _OF_REQUEST, _OF_SEQ = 11, 12, 13
 
 
 def mix(*parts: Any) -> U64:
-    """One 64-bit hash of integers that broadcast against each other (the finalizer of SplitMix64, Steele et al. 2014)."""
+    """One 64-bit hash of integers that broadcast against each other (SplitMix64's finalizer, Steele et al. 2014)."""
     state: U64 = np.uint64(0x9E3779B97F4A7C15) + np.zeros(1, dtype=np.uint64)
     with np.errstate(over="ignore"):
         for part in parts:

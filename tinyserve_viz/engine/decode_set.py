@@ -17,7 +17,17 @@ from tinyserve_viz.core.state import CacheState
 class DecodeSet:
     """`seqs` int32 [k] in order of service; `age` steps were taken since the set was made."""
 
-    __slots__ = ("_by_phase", "_phase_start", "_remaining", "_sum_slots", "_sum_tokens", "age", "block_size", "first_end", "seqs")
+    __slots__ = (
+        "_by_phase",
+        "_phase_start",
+        "_remaining",
+        "_sum_slots",
+        "_sum_tokens",
+        "age",
+        "block_size",
+        "first_end",
+        "seqs",
+    )
 
     def __init__(self, state: CacheState, seqs: I32, total: I32) -> None:
         """`total` int32 [S] is the context length at which each sequence of the state is finished."""
@@ -33,7 +43,7 @@ class DecodeSet:
         self._sum_slots = int((-(-ctx // self.block_size)).sum()) * self.block_size
 
     def crossing(self, ahead: int = 0) -> I32:
-        """Sequences whose next token (or, with `ahead` = 1, the one after it) starts a new block, in order of service."""
+        """Sequences whose next token (`ahead` = 1: the one after it) starts a new block, in order of service."""
         phase = (self.age + ahead) % self.block_size
         start, end = self._phase_start[phase], self._phase_start[phase + 1]
         return self.seqs[self._by_phase[start:end]] if end > start else EMPTY
@@ -45,7 +55,8 @@ class DecodeSet:
         self.age += 1
         if self.age < self.first_end or not len(self.seqs):
             return EMPTY
-        return self.seqs[self._remaining == self.age]
+        ended: I32 = self.seqs[self._remaining == self.age]
+        return ended
 
     @property
     def num_tokens(self) -> int:

@@ -1,4 +1,4 @@
-"""The kernels of a step, on a backend: they keep a cache of their own beside the state, and what they choose is emitted.
+"""The kernels of a step: they keep a cache of their own beside the state, and what they choose is emitted.
 
 Memory kernels (allocation, release, fork, copy) repeat on the backend's tables what the events say, and both must
 agree after every step. Selection, levels and compaction are decided by their kernels; the events carry the results.
@@ -273,7 +273,11 @@ class KernelPipeline:
         low = np.where(inside, keys, np.inf).min(axis=2)
         high = np.where(inside, keys, -np.inf).max(axis=2)
         box = self.box[:, blocks]
-        self._expect(bool((box[:, :, :, 0] <= low).all() and (box[:, :, :, 1] >= high).all()), "I6", "a key lies outside its block's box")
+        self._expect(
+            bool((box[:, :, :, 0] <= low).all() and (box[:, :, :, 1] >= high).all()),
+            "I6",
+            "a key lies outside its block's box",
+        )
 
     def step(self, decoding: ev.I32) -> list[ev.Event]:
         """Run what follows the write for the sequences that decode, layer by layer; returns what was chosen."""
@@ -334,7 +338,11 @@ class KernelPipeline:
         )
 
     def _select(
-        self, analysis: Mapping[str, NDArray[Any]], score: NDArray[np.float32], num_seq_blocks: ev.I32, total_blocks: int
+        self,
+        analysis: Mapping[str, NDArray[Any]],
+        score: NDArray[np.float32],
+        num_seq_blocks: ev.I32,
+        total_blocks: int,
     ) -> dict[str, NDArray[Any]]:
         rows, heads = score.shape[:2]
         sinks, recent = default("selection.sinks"), default("selection.recent")
@@ -394,7 +402,9 @@ class KernelPipeline:
             full = self._run("paged_attention", attention_bytes(model, held, num_rows), common, scale=scale)
         if chosen in ("flash", "query-aware", "query-aware-fused", "all"):
             # The dense form runs beside the selected one: without it nobody could say what the selection lost.
-            full = self._run("flash_paged_attention", attention_bytes(model, held, num_rows), {**common, **balance}, scale=scale)
+            full = self._run(
+                "flash_paged_attention", attention_bytes(model, held, num_rows), {**common, **balance}, scale=scale
+            )
         if chosen in ("query-aware", "all"):
             kept = self._balance(seq_lens, np.ascontiguousarray(count[:, 0]))
             part = self._run(

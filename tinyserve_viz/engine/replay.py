@@ -97,9 +97,7 @@ class Engine:
         """Run one engine step; False when no request is left (nothing was emitted then)."""
         self._arrivals()
         if not self.order and not self.waiting and not self.forked:
-            if not self._jump():
-                return False
-            return True
+            return self._jump()
         plan = Plan(self.config.max_batch_tokens)
         self._serve_running(plan)
         if self.rules.admit_after_preemption or not plan.preempted:
@@ -293,7 +291,9 @@ class Engine:
             if len(crossing):
                 ones = np.ones(len(crossing), dtype=np.int32)
                 if len(writers) or self.prefilling or (self.waiting and self.rules.allocate == "once_per_step"):
-                    plan.pending.extend(zip(crossing.tolist(), state.num_held[crossing].tolist(), ones.tolist(), strict=True))
+                    plan.pending.extend(
+                        zip(crossing.tolist(), state.num_held[crossing].tolist(), ones.tolist(), strict=True)
+                    )
                     plan.num_pending += len(crossing)
                 else:
                     for event in self.manager.allocate(state, crossing, state.num_held[crossing], ones):
@@ -310,7 +310,7 @@ class Engine:
         return True
 
     def _serve_at_once(self, plan: Plan, seqs: ev.I32) -> bool:
-        """Serve `seqs` in this order as far as the budget goes, if no one has to be preempted and none shares its tail."""
+        """Serve `seqs` in this order as the budget goes, if none has to be preempted and none shares its tail."""
         if self.reserving is not None:
             return False
         state, bs = self.state, self.config.block_size
@@ -493,7 +493,9 @@ class Engine:
             extra = self._samples_to_fork(seq)
             if self.seats + 1 + extra > self.config.max_num_seqs:
                 return
-            admitted = self._admit_paged(plan, seq) if self.reserving is None else self._admit_reserving(plan, seq, extra)
+            admitted = (
+                self._admit_paged(plan, seq) if self.reserving is None else self._admit_reserving(plan, seq, extra)
+            )
             if not admitted:
                 return
             self.waiting.popleft()
@@ -583,7 +585,7 @@ class Engine:
         request = int(w.request_of_seq[seq])
         prompt_len = int(w.prompt_len[request])
         length = self.reserving.slots_for(prompt_len, int(w.output_len[request]))
-        reserved = []
+        reserved: list[int] = []
         for sample in range(seq, seq + 1 + extra):
             event = self.reserving.reserve(state, request, sample, length)
             if event is None:
@@ -740,7 +742,7 @@ class Engine:
         return children.tolist()
 
     def _fork_children(self, parent: int) -> list[int]:
-        """Fork the waiting children of `parent` whose fork point its context has reached; returns those that run now.
+        """Fork the waiting children of `parent` whose fork point it has reached; returns those that run now.
 
         When the parent is over, the others become ordinary requests that look for their prefix in the cache.
         """
@@ -793,7 +795,9 @@ class Engine:
             if request in self.children:
                 self._fork_children(request)
 
-    def _step_ended(self, num_prefill: int, num_decoding: int, tokens: int, slots: int, prefilled: ev.I32) -> ev.StepEnded:
+    def _step_ended(
+        self, num_prefill: int, num_decoding: int, tokens: int, slots: int, prefilled: ev.I32
+    ) -> ev.StepEnded:
         state, config = self.state, self.config
         time_us = state.time_us + config.clock_base_us + config.clock_prefill_us * num_prefill
         return ev.StepEnded(

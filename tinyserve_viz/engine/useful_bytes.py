@@ -25,7 +25,9 @@ def write_bytes(model: ModelConfig, tokens: int, blocks: int) -> int:
 
 def scoring_bytes(model: ModelConfig, blocks: int, rows: int) -> int:
     """Boxes of all blocks, the query rows, one float32 score a block and KV head."""
-    return blocks * model.num_kv_heads * (2 * model.head_dim * _FP16 + 4) + rows * model.num_heads * model.head_dim * _FP16
+    return (
+        blocks * model.num_kv_heads * (2 * model.head_dim * _FP16 + 4) + rows * model.num_heads * model.head_dim * _FP16
+    )
 
 
 def copy_bytes(model: ModelConfig, tokens: int, layers: int) -> int:

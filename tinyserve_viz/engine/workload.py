@@ -18,7 +18,7 @@ ARRIVALS = {
 
 
 def workload_of(trace: Trace, block_size: int, outputs: bool = False, arrivals: str = "trace") -> Workload:
-    """Columns of `trace` with the content ids of its blocks of `block_size` tokens; `outputs` hashes generated ones too.
+    """Columns of `trace` with content ids of its blocks of `block_size` tokens, with `outputs` of generated ones too.
 
     Raises:
         ConfigError: block_size does not divide the trace's hash_block.

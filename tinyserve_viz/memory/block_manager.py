@@ -14,7 +14,7 @@ import numpy as np
 
 from tinyserve_viz.core import workload as wl
 from tinyserve_viz.core.events import EMPTY, I32, U8, BlocksAllocated, BlocksCached, BlocksEvicted, BlocksFreed, Event
-from tinyserve_viz.core.rules import EngineRules
+from tinyserve_viz.core.rules import DEFAULT_RULES, EngineRules
 from tinyserve_viz.core.state import CacheState
 from tinyserve_viz.memory.policies.eviction import EVICTION
 from tinyserve_viz.memory.policies.eviction.victims import victims
@@ -29,7 +29,7 @@ class BlockManager:
 
     eviction: str = "lru"
     prefix_caching: bool = True
-    rules: EngineRules = EngineRules()
+    rules: EngineRules = DEFAULT_RULES
 
     def lookup(self, state: CacheState, hashes: I32, max_blocks: int) -> I32:
         """The longest run of cached blocks from the head of `hashes`, at most `max_blocks`; int32 [h]."""
@@ -88,7 +88,7 @@ class BlockManager:
         return BlocksFreed(seqs, state.num_held[seqs], np.concatenate(tables))
 
     def index(self, state: CacheState, blocks: I32, hashes: I32) -> BlocksCached | None:
-        """Enter full `blocks` under `hashes`; without the rule `duplicate_hashes` only contents that are not there yet."""
+        """Enter full `blocks` under `hashes`; without the rule `duplicate_hashes` only new contents."""
         if not self.prefix_caching or not len(blocks):
             return None
         if not self.rules.duplicate_hashes:
@@ -120,9 +120,7 @@ def explain_prompt(
     causes[:num_hits] = wl.HIT
     lost = np.where(np.arange(num_hits, known) < held_before, wl.PREEMPTED_AWAY, wl.EVICTED)
     cached_now = state.block_of_hash[missed] >= 0
-    causes[num_hits:known] = np.where(
-        ~state.ever_cached[missed], wl.COLD, np.where(cached_now, wl.ORPHANED, lost)
-    )
+    causes[num_hits:known] = np.where(~state.ever_cached[missed], wl.COLD, np.where(cached_now, wl.ORPHANED, lost))
     if num_hits == max_blocks < known and cached_now[0]:
         causes[max_blocks] = wl.CAPPED
     if old is not None:

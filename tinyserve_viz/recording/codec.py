@@ -109,7 +109,9 @@ def check_types(event: Event) -> None:
         code = _CODE_OF_ANNOTATION.get(annotation)
         if code is not None:
             if not isinstance(value, np.ndarray) or value.ndim != 1 or value.dtype != _DTYPES[code]:
-                raise TypeError(f"{type(event).__name__}.{field.name} is {value!r}, expected a vector of {_DTYPES[code]}")
+                raise TypeError(
+                    f"{type(event).__name__}.{field.name} is {value!r}, expected a vector of {_DTYPES[code]}"
+                )
         elif type(value).__name__ != annotation:
             raise TypeError(f"{type(event).__name__}.{field.name} is {value!r}, expected {annotation}")
 

@@ -62,7 +62,9 @@ class Recorder:
         RecordingError: the file exists, or cannot be written (no permission, full disk).
     """
 
-    def __init__(self, path: Path, header: Header, state: CacheState, force: bool = False, snapshot_every: int = SNAPSHOT_EVERY) -> None:
+    def __init__(
+        self, path: Path, header: Header, state: CacheState, force: bool = False, snapshot_every: int = SNAPSHOT_EVERY
+    ) -> None:
         self.path, self.state, self.digest = path, state, Digest()
         self._target = path
         if path.is_dir():
@@ -151,7 +153,9 @@ class Recorder:
     def __enter__(self) -> Recorder:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Interrupted or failed: keep the steps that are complete, so the file opens to the last of them."""
         if self._db is None:
             return

@@ -66,7 +66,7 @@ class Timeline:
 
     def refresh(self) -> int:
         """Look again how many events there are; returns that number."""
-        self.num_events: int = self._db.execute("SELECT COALESCE(MAX(idx) + 1, 0) FROM events").fetchone()[0]
+        self.num_events = int(self._db.execute("SELECT COALESCE(MAX(idx) + 1, 0) FROM events").fetchone()[0])
         return self.num_events
 
     @property
@@ -147,5 +147,7 @@ class Timeline:
     def __enter__(self) -> Timeline:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()

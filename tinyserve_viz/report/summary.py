@@ -72,22 +72,50 @@ def as_text(summary: dict[str, Any]) -> str:
     trace = summary["trace"]
     misses = ", ".join(f"{name} {count:,}" for name, count in prefix["misses"].items() if count)
     lines = [
-        ("trace", f"{trace['name']} ({trace['format']}, {trace['num_requests']:,} requests, arrivals {summary['arrivals']})"),
-        ("replay", f"profile {summary['profile']}, {engine['allocator']} allocator, eviction {engine['eviction']}, "
-                   f"{blocks['num_blocks']:,} blocks of {blocks['block_size']} tokens"),
-        ("ran", f"{summary['steps']:,} steps, {summary['events']:,} events in {summary['wall_s']:.2f} s "
-                f"({summary['virtual_time_s']:,.1f} s of simulated time)"),
-        ("backend", f"{summary['backend']}, kernels {summary['kernels_run']}, content {summary['content']['description']}"),
-        ("requests", f"{requests['completed']:,} completed, {requests['preemptions']:,} preemptions, "
-                     f"{requests['rejected']:,} rejected, {requests['cancelled']:,} cancelled"),
-        ("blocks", f"peak {blocks['peak_used']:,} used, {blocks['allocations']:,} allocations, {blocks['evictions']:,} evictions, "
-                   f"{blocks['copies_on_write']:,} copies on write, {blocks['leaked']:,} leaked"),
-        ("prefix cache", f"{prefix['hit_tokens']:,} of {prefix['prompt_tokens']:,} prompt tokens hit "
-                         f"({_percent(prefix['token_hit_rate'])}); misses: {misses or 'none'}"),
-        ("memory", f"decode utilization {_percent(use['decode'])}, physical {_percent(use['physical'])}, "
-                   f"waste {_percent(use['waste'])}, pool in use {_percent(use['mean'])} on average"),
-        ("fragmentation", f"at the end: internal {_percent(frag['internal'])}, external {_percent(frag['external'])}, "
-                          f"{frag['num_free_runs']:,} runs of free blocks, longest {frag['longest_free_run']:,}"),
+        (
+            "trace",
+            f"{trace['name']} ({trace['format']}, {trace['num_requests']:,} requests, arrivals {summary['arrivals']})",
+        ),
+        (
+            "replay",
+            f"profile {summary['profile']}, {engine['allocator']} allocator, eviction {engine['eviction']}, "
+            f"{blocks['num_blocks']:,} blocks of {blocks['block_size']} tokens",
+        ),
+        (
+            "ran",
+            f"{summary['steps']:,} steps, {summary['events']:,} events in {summary['wall_s']:.2f} s "
+            f"({summary['virtual_time_s']:,.1f} s of simulated time)",
+        ),
+        (
+            "backend",
+            f"{summary['backend']}, kernels {summary['kernels_run']}, content {summary['content']['description']}",
+        ),
+        (
+            "requests",
+            f"{requests['completed']:,} completed, {requests['preemptions']:,} preemptions, "
+            f"{requests['rejected']:,} rejected, {requests['cancelled']:,} cancelled",
+        ),
+        (
+            "blocks",
+            f"peak {blocks['peak_used']:,} used, {blocks['allocations']:,} allocations, "
+            f"{blocks['evictions']:,} evictions, "
+            f"{blocks['copies_on_write']:,} copies on write, {blocks['leaked']:,} leaked",
+        ),
+        (
+            "prefix cache",
+            f"{prefix['hit_tokens']:,} of {prefix['prompt_tokens']:,} prompt tokens hit "
+            f"({_percent(prefix['token_hit_rate'])}); misses: {misses or 'none'}",
+        ),
+        (
+            "memory",
+            f"decode utilization {_percent(use['decode'])}, physical {_percent(use['physical'])}, "
+            f"waste {_percent(use['waste'])}, pool in use {_percent(use['mean'])} on average",
+        ),
+        (
+            "fragmentation",
+            f"at the end: internal {_percent(frag['internal'])}, external {_percent(frag['external'])}, "
+            f"{frag['num_free_runs']:,} runs of free blocks, longest {frag['longest_free_run']:,}",
+        ),
         ("invariants", f"{checks['checked']:,} checked, {checks['violations']:,} violated"),
         ("digest", summary["digest"] or "none"),
     ]
@@ -95,7 +123,10 @@ def as_text(summary: dict[str, Any]) -> str:
         lines[-2:-2] = _selection_lines(summary)
     width = max(len(name) for name, _ in lines)
     text = [f"{name:<{width}}  {value}" for name, value in lines]
-    text += [f"{'':<{width}}  VIOLATED {v['invariant']} at step {v['step']}: {v['message']}" for v in checks["first_violations"]]
+    text += [
+        f"{'':<{width}}  VIOLATED {v['invariant']} at step {v['step']}: {v['message']}"
+        for v in checks["first_violations"]
+    ]
     return "\n".join(text)
 
 
@@ -103,17 +134,27 @@ def _selection_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
     chosen, kernels = summary["selection"], summary["kernels"]
     ratio = "" if chosen["ratio"] is None else f", ratio {chosen['ratio']:g}"
     mass, error = chosen["retained_mass"], chosen["output_error"]
-    kept = "attention did not run" if mass is None else (
-        f"attention mass retained {mass['mean']:.4f} on average, {mass['min']:.4f} at worst; "
-        f"output error {error['mean']:.4f} on average, {error['max']:.4f} at worst"
+    kept = (
+        "attention did not run"
+        if mass is None
+        else (
+            f"attention mass retained {mass['mean']:.4f} on average, {mass['min']:.4f} at worst; "
+            f"output error {error['mean']:.4f} on average, {error['max']:.4f} at worst"
+        )
     )
     title = "NumPy reference, wall time" if summary["backend"] == "numpy" else summary["device"]
     slowest = sorted(kernels, key=lambda kernel: -kernel["total_us"])[:4]
     times = ", ".join(f"{kernel['name']} {kernel['total_us'] / 1e3:,.1f} ms" for kernel in slowest)
     return [
-        ("selection", f"{chosen['policy']}{ratio}: {_percent(chosen['read_share'])} of the K/V read, all of it resident; {kept}"),
-        ("levels", f"{chosen['levels']['raised']:,} raised, {chosen['levels']['lowered']:,} lowered; "
-                   f"{chosen['compactions']:,} compactions moved {summary['blocks']['compaction_moves']:,} blocks"),
+        (
+            "selection",
+            f"{chosen['policy']}{ratio}: {_percent(chosen['read_share'])} of the K/V read, all of it resident; {kept}",
+        ),
+        (
+            "levels",
+            f"{chosen['levels']['raised']:,} raised, {chosen['levels']['lowered']:,} lowered; "
+            f"{chosen['compactions']:,} compactions moved {summary['blocks']['compaction_moves']:,} blocks",
+        ),
         ("kernels", f"({title}) {sum(k['calls'] for k in kernels):,} calls; most time in {times}"),
     ]
 
