@@ -25,6 +25,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("replay", "tinyserve_viz.cli.replay", "replay a trace through the allocator, or open a recording"),
     ("gen", "tinyserve_viz.cli.gen", "generate a seeded synthetic trace"),
     ("import", "tinyserve_viz.cli.import_", "convert a trace of any known format to our JSON"),
+    ("doctor", "tinyserve_viz.cli.doctor", "say what is here, what is missing, and what mends it"),
     ("curve", "tinyserve_viz.cli.curve", "prefix-cache hit rates of a trace by capacity and policy"),
 )
 

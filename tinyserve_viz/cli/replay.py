@@ -23,6 +23,7 @@ _ENGINE_OPTIONS = (
     ("max-batch-tokens", "tokens that one step may compute"),
     ("max-num-seqs", "sequences that may run at once"),
     ("max-model-len", "tokens that the contiguous baseline reserves for a sequence"),
+    ("hot-blocks", "first size of the hot region of eviction seed"),
 )
 
 
@@ -44,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     for name, what in _ENGINE_OPTIONS:
         parser.add_argument(f"--{name}", type=whole_number(1), metavar="N", help=what)
     parser.add_argument("--allocator", choices=ALLOCATORS, help="paged, or a baseline that reserves one range")
-    parser.add_argument("--eviction", metavar="POLICY", help="lru, fifo, lfu or clock")
+    parser.add_argument("--eviction", metavar="POLICY", help="lru, fifo, lfu, clock or seed (LRU with a hot region)")
     parser.add_argument(
         "--prefix-caching", choices=("on", "off"), help="whether full prompt blocks stay to be found by later requests"
     )

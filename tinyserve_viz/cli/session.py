@@ -25,6 +25,7 @@ from tinyserve_viz.core.state import CacheState
 from tinyserve_viz.core.workload import Workload
 from tinyserve_viz.engine.pipeline import KernelPipeline, PipelineConfig
 from tinyserve_viz.engine.replay import Engine
+from tinyserve_viz.engine.seed_allocation import SeedBlockManager
 from tinyserve_viz.engine.workload import ARRIVALS, workload_of
 from tinyserve_viz.kernels.numpy_backend import NumpyBackend
 from tinyserve_viz.recording.header import Header
@@ -131,6 +132,8 @@ def run_replay(
         engine.kernels = KernelPipeline(
             engine.state, header.engine, header.model, header.content, NumpyBackend(), chosen
         )
+        if isinstance(engine.manager, SeedBlockManager):
+            engine.manager = replace(engine.manager, backend=engine.kernels)
     metrics = Metrics(header.workload, header.engine)
     checker = StepChecker(engine.state, 1 if check_every_step else FULL_EVERY)
     with ExitStack() as stack:

@@ -333,7 +333,7 @@ class CompactionPlanned(Event):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BlocksPlaced(Event):
-    """Eviction `seed`: why the blocks of the allocation before this went where they did.
+    """Eviction `seed`: why the blocks of the allocation or copy that follows go where they do.
 
     Per block: `regions` int8 (0 hot, 1 cold), `reasons` int8 (0 own region, free · 1 own, evicted · 2 other, free ·
     3 other, evicted), `runner_ups` int32 (-1: none). `hot_size` is the size of the hot region from now on.

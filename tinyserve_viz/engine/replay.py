@@ -23,6 +23,7 @@ from tinyserve_viz.core.state import CacheState
 from tinyserve_viz.core.workload import ORPHANED, TAIL, Workload
 from tinyserve_viz.engine.decode_set import DecodeSet
 from tinyserve_viz.engine.pipeline import KernelPipeline
+from tinyserve_viz.engine.seed_allocation import SeedBlockManager
 from tinyserve_viz.memory.block_manager import BlockManager, explain_prompt, tokens_per_class
 from tinyserve_viz.memory.reserving import ReservingManager
 
@@ -61,7 +62,11 @@ class Engine:
         self.state = CacheState(
             workload, config.num_blocks, config.block_size, int(rules.null_block), rules.free_order == "queue"
         )
-        self.manager = BlockManager(config.eviction, config.prefix_caching, rules)
+        self.manager: BlockManager = (
+            SeedBlockManager(config.eviction, config.prefix_caching, rules, config.hot_blocks)
+            if config.eviction == "seed"
+            else BlockManager(config.eviction, config.prefix_caching, rules)
+        )
         self.reserving = (
             None if config.allocator == "paged" else ReservingManager(config.allocator, config.max_model_len)
         )
@@ -366,7 +371,7 @@ class Engine:
                 left[block] -= 1
                 copying.append(i)
         chosen = np.array(copying, dtype=np.intp)
-        events, dst, _ = self.manager.choose_blocks(state, len(copying))
+        events, dst, _ = self.manager.choose_blocks(state, len(copying), writers[chosen])
         for event in events:
             self.emit(event)
         seqs = writers[chosen]
@@ -684,6 +689,10 @@ class Engine:
             finished.extend(seq for seq in grown if self.state.ctx[seq] >= self.total[seq])
         if finished:
             self._finish(finished)
+        if isinstance(self.manager, SeedBlockManager):
+            resized = self.manager.resize(self.state)
+            if resized is not None:
+                self.emit(resized)
         if self.kernels is not None:
             self.emit(self.kernels.close_step())
         self.emit(self._step_ended(num_prefill, len(plan.decoding), decode_tokens, decode_slots, prefilled))

@@ -39,7 +39,12 @@ class BlockManager:
         missing = blocks < 0
         return blocks[: int(missing.argmax())] if missing.any() else blocks
 
-    def choose_blocks(self, state: CacheState, count: int) -> tuple[list[Event], I32, tuple[int, int, int, int]]:
+    def choose_blocks(
+        self,
+        state: CacheState,
+        count: int,
+        seqs: I32 = EMPTY,  # noqa: ARG002 - for managers that place by who asks
+    ) -> tuple[list[Event], I32, tuple[int, int, int, int]]:
         """The next `count` ids of the free order: events that evict first, the ids, and where they came from.
 
         `count` must not exceed `state.num_available`. The last value is (never used, freed, evicted, runner-up id).
@@ -78,7 +83,7 @@ class BlockManager:
     def allocate(self, state: CacheState, seqs: I32, first_logical: I32, counts: I32) -> list[Event]:
         """Blocks for the logical blocks `first_logical[i] …` of each sequence, in request order."""
         total = len(counts) if counts.max() == 1 else int(counts.sum())
-        events, blocks, (unused, freed, evicted, runner_up) = self.choose_blocks(state, total)
+        events, blocks, (unused, freed, evicted, runner_up) = self.choose_blocks(state, total, np.repeat(seqs, counts))
         events.append(BlocksAllocated(seqs, first_logical, counts, blocks, unused, freed, evicted, runner_up))
         return events
 
