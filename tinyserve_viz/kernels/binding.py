@@ -101,7 +101,7 @@ def _scalar(kernel: KernelDef, scalar: Scalar, value: Any) -> Any:
         if scalar.default is None:
             raise KernelError(f"{kernel.name}: {scalar.name} is missing ({scalar.doc})")
         value = scalar.default
-    if isinstance(value, str):
+    if isinstance(value, str) and scalar.choices:
         if value not in scalar.choices:
             raise KernelError(f"{kernel.name}: unknown {scalar.name} {value!r}; known: {', '.join(scalar.choices)}")
         value = scalar.choices.index(value)

@@ -33,6 +33,7 @@ LOG2_COEFFICIENTS = tuple(
     for digits in ("0x1.715476p+1", "0x1.ec709ep-1", "0x1.277780p-1", "0x1.a58d94p-2", "0x1.5ce796p-2")
 )
 LOG2_E = np.float32(float.fromhex("0x1.715476p+0"))
+_BELOW_128 = np.nextafter(np.float32(128), np.float32(0))
 _SQRT_HALF_BITS = 0x3F3504F3  # fp32 nearest to sqrt(1/2): mantissas from here up keep their exponent
 
 
@@ -84,12 +85,12 @@ def permille(value: int) -> np.float32:
 
 
 def decision_exp2(x: Any) -> F32:
-    """2**x in fp32, relative error below 2**-22 for normal results; exact at integers.
+    """2**x in fp32, relative error below 2**-23 for normal results; exact at integers.
 
     x >= 128 gives +inf, x < -150 gives 0, NaN gives NaN. Results below 2**-126 are subnormal, rounded once more.
     """
     x = np.asarray(x, np.float32)
-    inside = np.clip(np.where(np.isnan(x), np.float32(0), x), np.float32(-151), np.float32(129))
+    inside = np.clip(np.where(np.isnan(x), np.float32(0), x), np.float32(-151), _BELOW_128)
     whole = np.rint(inside)
     f = inside - whole  # exact, in [-1/2, 1/2]
     power: F32 = np.full_like(f, EXP2_COEFFICIENTS[5])
@@ -106,17 +107,18 @@ def decision_exp2(x: Any) -> F32:
 
 
 def decision_log2(x: Any) -> F32:
-    """log2(x) in fp32, error below 2**-22 of max(1, |log2(x)|), relative error below 2**-21; exact at powers of two.
+    """log2(x) in fp32, error below 2**-23 of max(1, |log2(x)|), relative error below 2**-21; exact at powers of two.
 
     0 (of either sign) gives -inf, negative numbers and NaN give NaN, +inf gives +inf; subnormals are exact inputs.
     """
     x = np.asarray(x, np.float32)
-    tiny = x < np.float32(2.0**-126)
-    normal = np.where(tiny, x * np.float32(2.0**24), x)
-    bits = np.ascontiguousarray(normal, np.float32).view(np.int32)
+    positive = np.where((x > 0) & (x < np.float32(np.inf)), x, np.float32(1))
+    tiny = positive < np.float32(2.0**-126)
+    normal = positive * np.where(tiny, np.float32(2.0**24), np.float32(1))
+    bits = np.asarray(normal, np.float32).view(np.int32)
     # Exponent such that the mantissa lies in [sqrt(1/2), sqrt(2)): near 1 the result is then exact to its last bits.
     exponent = (bits - np.int32(_SQRT_HALF_BITS)) >> 23
-    m = (bits - (exponent << 23)).view(np.float32)
+    m = np.asarray(bits - (exponent << 23), np.int32).view(np.float32)
     s = (m - np.float32(1)) / (m + np.float32(1))
     square = s * s
     series: F32 = np.full_like(square, LOG2_COEFFICIENTS[4])
@@ -131,4 +133,4 @@ def decision_log2(x: Any) -> F32:
 
 
 def _power_of_two(n: NDArray[np.int32]) -> F32:
-    return np.ascontiguousarray((n + np.int32(127)) << 23, np.int32).view(np.float32)
+    return np.asarray((n + np.int32(127)) << 23, np.int32).view(np.float32)

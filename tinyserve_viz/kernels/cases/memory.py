@@ -613,6 +613,7 @@ _COMPACT = (
         _compact([(11, 3), (9, 3)]),
         CONFLICT,
     ),
+    Case("memory_compaction", "same_source", "one block to two places", _compact([(11, 0), (11, 2)]), CONFLICT),
     Case("memory_compaction", "destination_in_use", "a live block would be overwritten", _compact([(11, 5)]), CONFLICT),
     Case(
         "memory_compaction", "destination_cached", "a cached block would be overwritten", _compact([(11, 8)]), CONFLICT

@@ -219,6 +219,12 @@ KERNEL = KernelDef(
     ),
     requires=(
         Requirement(
+            "block_table is given with uses, freq or last_use, the counters that it leads to",
+            lambda _axes, scalars: (
+                not scalars["has_block_table"] or any(scalars[f"has_{name}"] for name in ("uses", "freq", "last_use"))
+            ),
+        ),
+        Requirement(
             "num_select_heads must be num_score_heads, or 1 for one choice by the summed scores",
             lambda axes, _scalars: axes["num_select_heads"] in (1, axes["num_score_heads"]),
         ),
