@@ -120,10 +120,13 @@ def run_replay(
         RecordingError: `record` exists or cannot be written.
     """
     started = time.perf_counter()
-    sinks: list[Sink] = []
+    metrics = Metrics(header.workload, header.engine)
 
     def emit(step: int, event: Event) -> None:
-        for sink in sinks:
+        take(step, event)
+        metrics.add(step, event)
+        checker.add(step, event)
+        for sink in extra_sinks:
             sink(step, event)
 
     engine = Engine(header.workload, header.engine, header.rules, emit, header.origin["arrivals"] == "sequential")
@@ -134,24 +137,23 @@ def run_replay(
         )
         if isinstance(engine.manager, SeedBlockManager):
             engine.manager = replace(engine.manager, backend=engine.kernels)
-    metrics = Metrics(header.workload, header.engine)
     checker = StepChecker(engine.state, 1 if check_every_step else FULL_EVERY)
     with ExitStack() as stack:
         if record is None:
             recorder, digest = None, Digest()
-            sinks += [digest.add]
+            take: Sink = digest.add
         else:
             recorder = stack.enter_context(Recorder(record, header, engine.state, force))
             digest = recorder.digest
-            sinks += [recorder.add]
-        sinks += [metrics.add, checker.add, *extra_sinks]
-        steps = 0
+            take = recorder.add
+        steps, stopped = 0, False
         while engine.step():
             steps += 1
             if steps % _PROGRESS_EVERY == 0:
                 if progress is not None:
                     progress(metrics.completed + metrics.rejected + metrics.cancelled, header.workload.num_requests)
                 if should_stop is not None and should_stop():
+                    stopped = True  # the recording stays as one that was interrupted, open to its last step
                     break
         checker.check_now()
         outcome = Outcome(
@@ -165,7 +167,7 @@ def run_replay(
             num_events=digest.num_events,
         )
         summary = summarize(outcome)
-        if recorder is not None:
+        if recorder is not None and not stopped:
             recorder.finish(json.dumps(summary).encode())
     return summary
 

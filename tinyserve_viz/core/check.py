@@ -158,7 +158,7 @@ class StepChecker:
         kind = type(event)
         if kind is ev.TokensWritten:
             written = self._state.last_written
-            if len(written) and int(self._state.ref[written].max()) > 1:
+            if len(written) and np.count_nonzero(self._state.ref[written] > 1):
                 self._report(step, "I5", "a shared block was written")
             return
         if kind is ev.StepEnded:

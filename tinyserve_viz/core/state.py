@@ -80,6 +80,7 @@ class CacheState:
         "reserved_len",
         "reserved_start",
         "resident_tokens",
+        "single_queue",
         "slot",
         "slot_used",
         "status",
@@ -158,6 +159,7 @@ class CacheState:
         self.ref[:null_blocks] = 1
         self.free = BlockQueue(n)
         self.free.push_back(np.arange(null_blocks, n, dtype=np.int32))
+        self.single_queue = single_queue
         self.cached = self.free if single_queue else BlockQueue(n)
 
         self.status: U8 = np.full(s, UNBORN, dtype=np.uint8)
@@ -193,11 +195,6 @@ class CacheState:
     first_token_us: I64
     finished_us: I64
     reserved_start: I64
-
-    @property
-    def single_queue(self) -> bool:
-        """Whether cached and uncached free blocks share one order."""
-        return self.cached is self.free
 
     @property
     def num_free(self) -> int:

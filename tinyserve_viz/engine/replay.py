@@ -27,6 +27,8 @@ from tinyserve_viz.engine.seed_allocation import SeedBlockManager
 from tinyserve_viz.memory.block_manager import BlockManager, explain_prompt, tokens_per_class
 from tinyserve_viz.memory.reserving import ReservingManager
 
+_ONES = np.ones(1024, dtype=np.int32)
+
 Sink = Callable[[int, ev.Event], None]
 """Called with the step and the event after it was applied."""
 
@@ -294,7 +296,7 @@ class Engine:
             if len(crossing) + self._num_copies(writers) > state.num_available:
                 return False
             if len(crossing):
-                ones = np.ones(len(crossing), dtype=np.int32)
+                ones = _ONES[: len(crossing)] if len(crossing) <= len(_ONES) else np.ones(len(crossing), dtype=np.int32)
                 if len(writers) or self.prefilling or (self.waiting and self.rules.allocate == "once_per_step"):
                     plan.pending.extend(
                         zip(crossing.tolist(), state.num_held[crossing].tolist(), ones.tolist(), strict=True)
@@ -371,7 +373,8 @@ class Engine:
                 left[block] -= 1
                 copying.append(i)
         chosen = np.array(copying, dtype=np.intp)
-        events, dst, _ = self.manager.choose_blocks(state, len(copying), writers[chosen])
+        ones = np.ones(len(copying), dtype=np.int32)
+        events, dst, _ = self.manager.choose_blocks(state, len(copying), writers[chosen], ones)
         for event in events:
             self.emit(event)
         seqs = writers[chosen]

@@ -32,9 +32,10 @@ class SeedBlockManager(BlockManager):
         return state.hot_size or self.hot_blocks or state.num_blocks // default("hot.start_divisor")
 
     def choose_blocks(
-        self, state: CacheState, count: int, seqs: ev.I32 = ev.EMPTY
+        self, state: CacheState, count: int, seqs: ev.I32 = ev.EMPTY, counts: ev.I32 = ev.EMPTY
     ) -> tuple[list[ev.Event], ev.I32, tuple[int, int, int, int]]:
-        """As the kernel chooses for `seqs` int32 [count]; `BlocksPlaced` carries region, reason and runner-up."""
+        """As the kernel chooses; `counts[i]` blocks are for `seqs[i]`. `BlocksPlaced` has region, reason, runner-up."""
+        seqs = np.repeat(seqs, counts)
         decoded = np.maximum(0, state.ctx[seqs] - state.workload.prompt_len[state.workload.request_of_seq[seqs]])
         size = self.hot_size(state)
         cached = ((state.ref == 0) & (state.hash >= 0)).astype(np.uint8)

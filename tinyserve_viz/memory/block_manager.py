@@ -19,6 +19,15 @@ from tinyserve_viz.core.state import CacheState
 from tinyserve_viz.memory.policies.eviction import EVICTION
 from tinyserve_viz.memory.policies.eviction.victims import victims
 
+_FEW = 4  # a Python loop over so few scalars costs less than one call of NumPy
+
+
+def _count_zeros(array: I32, blocks: I32) -> int:
+    """How many of `blocks` have a 0 in `array`."""
+    if len(blocks) <= _FEW:
+        return [array[block] for block in blocks.tolist()].count(0)
+    return int((array[blocks] == 0).sum())
+
 
 @dataclass(frozen=True, slots=True)
 class BlockManager:
@@ -43,11 +52,12 @@ class BlockManager:
         self,
         state: CacheState,
         count: int,
-        seqs: I32 = EMPTY,  # noqa: ARG002 - for managers that place by who asks
+        seqs: I32 = EMPTY,  # noqa: ARG002 - these two are for managers that place by who asks
+        counts: I32 = EMPTY,  # noqa: ARG002
     ) -> tuple[list[Event], I32, tuple[int, int, int, int]]:
         """The next `count` ids of the free order: events that evict first, the ids, and where they came from.
 
-        `count` must not exceed `state.num_available`. The last value is (never used, freed, evicted, runner-up id).
+        `count` must not exceed `state.num_available`; of them `counts[i]` are for `seqs[i]`. The last value is (never used, freed, evicted, runner-up id).
         """
         if state.single_queue:
             return self._choose_from_queue(state, count)
@@ -55,7 +65,7 @@ class BlockManager:
         blocks = front[:count]
         events: list[Event] = []
         runner_up = int(front[count]) if len(front) > count else -1
-        num_unused = int((state.gen[blocks] == 0).sum())
+        num_unused = _count_zeros(state.gen, blocks)
         num_evicted = count - len(blocks)
         num_freed = len(blocks) - num_unused
         if num_evicted:
@@ -82,8 +92,8 @@ class BlockManager:
 
     def allocate(self, state: CacheState, seqs: I32, first_logical: I32, counts: I32) -> list[Event]:
         """Blocks for the logical blocks `first_logical[i] …` of each sequence, in request order."""
-        total = len(counts) if counts.max() == 1 else int(counts.sum())
-        events, blocks, (unused, freed, evicted, runner_up) = self.choose_blocks(state, total, np.repeat(seqs, counts))
+        total = sum(counts.tolist()) if len(counts) <= _FEW else int(counts.sum())
+        events, blocks, (unused, freed, evicted, runner_up) = self.choose_blocks(state, total, seqs, counts)
         events.append(BlocksAllocated(seqs, first_logical, counts, blocks, unused, freed, evicted, runner_up))
         return events
 
