@@ -57,7 +57,8 @@ class BlockManager:
     ) -> tuple[list[Event], I32, tuple[int, int, int, int]]:
         """The next `count` ids of the free order: events that evict first, the ids, and where they came from.
 
-        `count` must not exceed `state.num_available`; of them `counts[i]` are for `seqs[i]`. The last value is (never used, freed, evicted, runner-up id).
+        `count` must not exceed `state.num_available`; of them `counts[i]` are for `seqs[i]`.
+        The last value is (never used, freed, evicted, runner-up id).
         """
         if state.single_queue:
             return self._choose_from_queue(state, count)
