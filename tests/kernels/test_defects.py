@@ -8,9 +8,11 @@ docs/published-defects.md.
 
 import importlib
 import inspect
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -221,3 +223,11 @@ def test_the_cases_catch(defect: Defect) -> None:
 
 def test_defects_have_names_of_their_own() -> None:
     assert len({defect.name for defect in DEFECTS}) == len(DEFECTS)
+
+
+def test_the_page_of_published_defects_names_only_mutations_that_exist() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "published-defects.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if re.match(r"\| [A-Z]+\d", line)]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row.rsplit("|", 2)[1])} - {"pool_offset"}
+    assert len(rows) > 50
+    assert named <= {defect.name for defect in DEFECTS}

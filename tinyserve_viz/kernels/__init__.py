@@ -45,3 +45,32 @@ KERNELS: tuple[KernelDef, ...] = (
     memory_compaction.KERNEL,
     fragmentation_analysis.KERNEL,
 )
+
+# The interface for Python programs stands last: it needs KERNELS.
+from tinyserve_viz.kernels.api import (  # noqa: E402
+    AttentionMetadata,
+    Benchmark,
+    BlockTable,
+    KernelConfig,
+    benchmark,
+    destroy_block_table,
+    init_block_table,
+    optimal_config,
+    run,
+)
+from tinyserve_viz.kernels.definition import Status  # noqa: E402
+
+__all__ = [
+    "KERNELS",
+    "AttentionMetadata",
+    "Benchmark",
+    "BlockTable",
+    "KernelConfig",
+    "KernelDef",
+    "Status",
+    "benchmark",
+    "destroy_block_table",
+    "init_block_table",
+    "optimal_config",
+    "run",
+]

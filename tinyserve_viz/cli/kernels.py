@@ -1,0 +1,150 @@
+"""`kernels`: list the kernel set, hold a backend to the oracles, compile the CUDA files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from dataclasses import asdict
+from typing import Any
+
+FINDING = 1
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the actions of `kernels` and their arguments."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="every kernel: what it does, its arguments, its cases, its builds")
+    verify = actions.add_parser("verify", help="run every case of every kernel against the oracles")
+    verify.add_argument(
+        "--backend", default="numpy", metavar="B", help="backend to hold to the oracles (default: numpy)"
+    )
+    build = actions.add_parser("build", help="compile the CUDA files; works without a GPU")
+    build.add_argument("--arch", type=_archs, metavar="A,…", help="e.g. sm_80,sm_90 (default: that of the GPU here)")
+    build.add_argument("--nvcc", metavar="PATH", help="compiler (default: $CUDA_HOME, PATH, then NVIDIA's wheels)")
+    build.add_argument("--check", action="store_true", help="compile afresh, whatever is kept from earlier builds")
+    for action in (listing, verify, build):
+        action.add_argument("--json", action="store_true", help="print one JSON object")
+    for action in (verify, build):
+        action.add_argument(
+            "--kernel", action="append", default=[], metavar="NAME", help="this kernel only; repeatable"
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do the action; 1 when it found something wrong."""
+    return {"list": _list, "verify": _verify, "build": _build}[args.action](args)
+
+
+def _list(args: argparse.Namespace) -> int:
+    from tinyserve_viz.kernels import KERNELS
+    from tinyserve_viz.kernels.cases import CASES
+
+    builds = _kept_builds()
+    rows = [
+        {
+            "name": kernel.name,
+            "summary": kernel.summary,
+            "source": kernel.source,
+            "decision": kernel.decision,
+            "arguments": [asdict(arg) for arg in kernel.args],
+            "scalars": [asdict(scalar) for scalar in kernel.scalars],
+            "axes": list(kernel.axes),
+            "c_parameters": kernel.c_parameters(),
+            "launch": {"layout": kernel.launch.layout, "threads": kernel.launch.threads},
+            "cases": sum(case.kernel == kernel.name for case in CASES),
+            **builds.get(kernel.name, {"cuda": False, "tile_constants": {}, "builds": []}),
+        }
+        for kernel in KERNELS
+    ]
+    if args.json:
+        print(json.dumps({"schema": 1, "kernels": rows}, ensure_ascii=False))
+        return 0
+    for row in rows:
+        backends = "numpy, cuda" if row["cuda"] else "numpy"
+        print(f"{row['name']:<30} {row['cases']:>3} cases  {backends:<12} {row['summary']}")
+        for build in row["builds"]:
+            print(f"    {_resources(build)}")
+    return 0
+
+
+def _kept_builds() -> dict[str, dict[str, Any]]:
+    """Per CUDA file its tile constants and the builds of it that are kept and up to date."""
+    from tinyserve_viz.core.errors import KernelError
+    from tinyserve_viz.kernels import build
+
+    try:
+        nvcc = build.find_nvcc()
+    except KernelError:
+        nvcc = None
+    found = {}
+    for path in build.sources():
+        builds = []
+        for kept in sorted(build.cache_folder().glob(f"{path.stem}-sm_*.cubin")) if nvcc else ():
+            arch = kept.stem.removeprefix(f"{path.stem}-").split("-")[0]
+            if nvcc and build.cubin_key(path, arch, nvcc)[:32] == kept.stem.rsplit("-", 1)[1]:
+                builds.append(asdict(build.compile_file(path, arch, nvcc)))
+        constants = build.tile_constants(path.read_text(encoding="utf-8"))
+        found[path.stem] = {"cuda": True, "tile_constants": constants, "builds": builds}
+    return found
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from tinyserve_viz.kernels.api import backend_named
+    from tinyserve_viz.kernels.backend import kernel_named
+    from tinyserve_viz.kernels.cases import CASES
+    from tinyserve_viz.kernels.conformance import table, verify
+
+    wanted = {kernel_named(name).name for name in args.kernel}
+    cases = [case for case in CASES if not wanted or case.kernel in wanted]
+    results = verify(backend_named(args.backend), cases)
+    failed = any(result.outcome == "FAIL" for result in results)
+    if args.json:
+        why = {(case.kernel, case.name): case.why for case in cases}
+        rows = [asdict(result) | {"why": why[result.kernel, result.case]} for result in results]
+        counts = {outcome: sum(r.outcome == outcome for r in results) for outcome in ("OK", "FAIL", "NOT SUPPORTED")}
+        print(json.dumps({"schema": 1, "backend": args.backend, "counts": counts, "results": rows}, ensure_ascii=False))
+    else:
+        print(table(results))
+    return FINDING if failed else 0
+
+
+def _build(args: argparse.Namespace) -> int:
+    from tinyserve_viz.core.errors import KernelError
+    from tinyserve_viz.core.resources import data_folder
+    from tinyserve_viz.kernels import build
+    from tinyserve_viz.kernels.backend import kernel_named
+
+    names = [kernel_named(name).name for name in args.kernel]
+    problems = [problem for problem in build.check_sources() if not names or problem.split(".cu:")[0] in names]
+    builds = []
+    if build.sources():
+        archs = args.arch or [build.device_arch()]
+        for result in build.build_all(archs, names, build.find_nvcc(args.nvcc), fresh=args.check):
+            if isinstance(result, KernelError):
+                problems.append(str(result))
+                continue
+            builds.append(asdict(result))
+            if not args.json:
+                print(f"{result.name:<30} {_resources(builds[-1])}", flush=True)
+    elif not args.json:
+        print(f"no CUDA files in {data_folder('cuda')}")
+    if args.json:
+        print(json.dumps({"schema": 1, "builds": builds, "problems": problems}))
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return FINDING if problems else 0
+
+
+def _resources(build: dict[str, Any]) -> str:
+    took = "kept" if build["cached"] else f"{build['seconds']:.1f} s"
+    shared, spilled = build["static_shared_bytes"], build["spill_bytes"]
+    return f"{build['arch']:<7} {build['registers']:>3} registers, {shared:>6} B shared, {spilled} B spilled, {took}"
+
+
+def _archs(text: str) -> list[str]:
+    archs = [arch.strip() for arch in text.split(",")]
+    if not all(re.fullmatch(r"sm_\d{2,3}[af]?", arch) for arch in archs):
+        raise argparse.ArgumentTypeError(f"{text!r} given, expected architectures such as sm_80,sm_90")
+    return archs
