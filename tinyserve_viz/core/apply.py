@@ -176,6 +176,10 @@ def _blocks_copied(state: CacheState, event: ev.BlocksCopied) -> None:
 def _tokens_written(state: CacheState, event: ev.TokensWritten) -> None:
     bs = state.block_size
     seqs = event.decode_seqs
+    if state.num_used == state.null_blocks:  # ranges are reserved and no blocks exist to be filled
+        state.ctx[seqs] += 1
+        state.ctx[event.prefill_seqs] += event.prefill_counts
+        return
     if len(seqs):
         blocks = state.tail_block[seqs]
         if state.has_forks:  # a block left by its other holders may be fuller than this sequence's part of it
