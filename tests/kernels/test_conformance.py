@@ -38,7 +38,7 @@ def test_every_kernel_has_an_oracle_and_cases_that_say_why_they_exist() -> None:
 def test_the_cases_of_a_kernel_use_every_choice_of_its_scalars_and_give_every_optional_array(kernel: KernelDef) -> None:
     calls = [case.make() for case in CASES if case.kernel == kernel.name]
     given = {name for arrays, _ in calls for name in arrays}
-    assert {arg.name for arg in kernel.args if arg.optional and arg.role != "scratch"} <= given | {"work_start"}
+    assert {arg.name for arg in kernel.args if arg.optional and arg.role != "scratch"} <= given
     for scalar in kernel.scalars:
         used = {scalars.get(scalar.name, scalar.default) for _, scalars in calls}
         used |= {scalar.choices.index(value) for value in used if value in scalar.choices}

@@ -672,6 +672,20 @@ def _write(
     return make
 
 
+def _with_work_list(make: Any) -> Any:
+    """The same write with the grid of the fast form: one thread block per block that is touched."""
+
+    def make_with() -> Call:
+        arrays, _ = make()
+        size = arrays["key_cache"].shape[1]
+        start, end = arrays["start_pos"].astype(np.int64), arrays["seq_lens"].astype(np.int64)
+        touched = np.where(end > start, -(-end // size) - start // size, 0)
+        arrays["work_start"] = np.cumsum(touched) - touched
+        return arrays, {"num_work": int(touched.sum())}
+
+    return make_with
+
+
 def _forget_new(arrays: Arrays, starts: Sequence[int]) -> None:
     """Leave only the first tokens of each sequence in pools and boxes; the boxes of untouched blocks are stale."""
     size = arrays["key_cache"].shape[1]
@@ -706,6 +720,18 @@ def _signed_zeros(arrays: Arrays) -> None:
 
 
 _WRITE = (
+    Case(
+        "fused_reshape_and_block_write",
+        "work_list",
+        "prefill, decode and a row without new tokens over a list of touched blocks",
+        _with_work_list(_write([0, 31, 20, 7, 15], [50, 32, 20, 60, 17])),
+    ),
+    Case(
+        "fused_reshape_and_block_write",
+        "empty_work_list",
+        "a work list of nothing writes nothing",
+        _with_work_list(_write([4, 0], [4, 0])),
+    ),
     Case("fused_reshape_and_block_write", "one_token", "the smallest write", _write([0], [1], head_dim=32)),
     Case(
         "fused_reshape_and_block_write",
