@@ -67,8 +67,9 @@ class Recorder:
     ) -> None:
         self.path, self.state, self.digest = path, state, Digest()
         self._target = path
-        if path.is_dir():
-            raise RecordingError(f"{path}: is a directory, expected a file name for the recording")
+        if path.exists() and not path.is_file():
+            what = "a directory" if path.is_dir() else "no regular file"
+            raise RecordingError(f"{path}: is {what}, expected a file name for the recording")
         if path.exists():
             if not force:
                 raise RecordingError(f"{path}: exists; choose another name or overwrite it with --force")
