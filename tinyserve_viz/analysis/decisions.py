@@ -26,6 +26,7 @@ class DecisionLines:
         self._write, self._block_size = write, block_size
         self._ctx = [0] * workload.num_seqs
         self._steps = 0
+        self._was_preempted: set[int] = set()
         self._start_step()
 
     def _start_step(self) -> None:
@@ -34,7 +35,6 @@ class DecisionLines:
         self._preempted: list[int] = []
         self._finished: list[int] = []
         self._lines: dict[str, list[list[Any]]] = {"new": [], "run": [], "resumed": []}
-        self._was_preempted: set[int] = getattr(self, "_was_preempted", set())
 
     def add(self, _step: int, event: ev.Event) -> None:
         """Take the next event."""
@@ -82,3 +82,23 @@ class DecisionLines:
         self._write(_encode(line) + b"\n")
         self._steps += 1
         self._start_step()
+
+
+class EvictionRows:
+    """Every evicted block as (step, block id, request that filled it, its logical index there), as evicted."""
+
+    def __init__(self, workload: Workload) -> None:
+        self._request = workload.request_of_seq.tolist()
+        self._filled: dict[int, tuple[int, int]] = {}
+        self.rows: list[tuple[int, int, int, int]] = []
+
+    def add(self, step: int, event: ev.Event) -> None:
+        """Take the next event."""
+        if isinstance(event, ev.BlocksEvicted):
+            self.rows += [(step, block, *self._filled[block]) for block in event.blocks.tolist()]
+        elif isinstance(event, ev.BlocksAllocated):
+            blocks = iter(event.blocks.tolist())
+            columns = (event.seqs.tolist(), event.first_logical.tolist(), event.counts.tolist())
+            for seq, first, count in zip(*columns, strict=True):
+                for logical in range(first, first + count):
+                    self._filled[next(blocks)] = (self._request[seq], logical)

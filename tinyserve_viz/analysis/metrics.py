@@ -74,8 +74,8 @@ class Metrics:
         self._decode_slots += event.decode_slots
         self._resident += event.resident_tokens
         self._used_slots += event.used_slots
-        if event.used_blocks > self.peak_used:
-            self.peak_used = event.used_blocks
+        if event.peak_blocks > self.peak_used:
+            self.peak_used = event.peak_blocks
         if event.used_slots > self.peak_used_slots:
             self.peak_used_slots = event.used_slots
 

@@ -137,7 +137,7 @@ def run_replay(
         )
         if isinstance(engine.manager, SeedBlockManager):
             engine.manager = replace(engine.manager, backend=engine.kernels)
-    checker = StepChecker(engine.state, 1 if check_every_step else FULL_EVERY)
+    checker = _checker(header, engine.state, check_every_step)
     with ExitStack() as stack:
         if record is None:
             recorder, digest = None, Digest()
@@ -172,6 +172,10 @@ def run_replay(
     return summary
 
 
+def _checker(header: Header, state: CacheState, check_every_step: bool) -> StepChecker:
+    return StepChecker(state, 1 if check_every_step else FULL_EVERY, header.rules.cache_at == "scheduled")
+
+
 def summarize_recording(timeline: Timeline, check_every_step: bool = False) -> dict[str, Any]:
     """Apply every event of a recording again, check it, and summarize it like the replay that it records.
 
@@ -181,7 +185,7 @@ def summarize_recording(timeline: Timeline, check_every_step: bool = False) -> d
     header = timeline.header
     state: CacheState = header.empty_state()
     metrics, digest = Metrics(header.workload, header.engine), Digest()
-    checker = StepChecker(state, 1 if check_every_step else FULL_EVERY)
+    checker = _checker(header, state, check_every_step)
     for step, event in timeline.events():
         apply(state, event)
         digest.add(step, event)

@@ -143,7 +143,9 @@ class StepChecker:
     Reference counts are compared with a second count that is kept from the events alone. `add` is a sink.
     """
 
-    def __init__(self, state: CacheState, full_every: int = FULL_EVERY) -> None:
+    def __init__(self, state: CacheState, full_every: int = FULL_EVERY, cached_when_scheduled: bool = False) -> None:
+        """With `cached_when_scheduled` a block may be shared before its first write fills it (vLLM's rule)."""
+        self._cached_when_scheduled = cached_when_scheduled
         self._state = state
         self._full_every = full_every
         self._references = np.zeros(state.num_blocks, dtype=np.int32)
@@ -158,8 +160,11 @@ class StepChecker:
         kind = type(event)
         if kind is ev.TokensWritten:
             written = self._state.last_written
-            if len(written) and np.count_nonzero(self._state.ref[written] > 1):
-                self._report(step, "I5", "a shared block was written")
+            shared = self._state.ref[written] > 1
+            if np.count_nonzero(shared):
+                hashed = self._state.hash[written[shared]] >= 0
+                if not (self._cached_when_scheduled and hashed.all()):
+                    self._report(step, "I5", "a shared block was written")
             return
         if kind is ev.StepEnded:
             self._check_step(step)

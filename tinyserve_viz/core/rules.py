@@ -31,7 +31,6 @@ class EngineRules:
     admit_after_preemption: bool = True
     allocate: str = "once_per_step"
     watermark: bool = True
-    reject_impossible: bool = True
 
     def __post_init__(self) -> None:
         for name, known in CHOICES.items():
@@ -61,7 +60,6 @@ RULES_IN_WORDS: dict[str, str] = {
     "admit_after_preemption": "a step that preempted may still admit waiting sequences",
     "allocate": "blocks are taken `once_per_step` for all sequences, or `in_turn` for each as it is scheduled",
     "watermark": "admission keeps a share of the blocks free (watermark_permille)",
-    "reject_impossible": "a request that can never fit is rejected when it arrives",
 }
 
 DEFAULT_RULES = EngineRules()

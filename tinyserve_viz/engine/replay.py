@@ -156,7 +156,7 @@ class Engine:
         if w.cancel_at_us[request] >= 0:
             heapq.heappush(self.deadlines, (int(w.cancel_at_us[request]), request))
         self.alive += 1
-        impossible = self._impossible(request) if self.rules.reject_impossible else None
+        impossible = self._impossible(request)
         parent = int(w.parent[request])
         if parent >= 0:
             fate = self.state.status[w.first_seq[parent]]
@@ -677,6 +677,7 @@ class Engine:
             counts = np.array(list(plan.prefill.values()), dtype=np.int32)
             num_prefill = int(counts.sum())
         assert len(prefill_seqs) or len(plan.decoding), "a step with sequences in the queues must make progress"
+        peak = self.state.num_used - self.state.null_blocks
         self.emit(ev.TokensWritten(plan.decoding, prefill_seqs, counts))
         if self.kernels is not None:
             self._run_kernels(self.kernels, plan.decoding)
@@ -698,7 +699,7 @@ class Engine:
                 self.emit(resized)
         if self.kernels is not None:
             self.emit(self.kernels.close_step())
-        self.emit(self._step_ended(num_prefill, len(plan.decoding), decode_tokens, decode_slots, prefilled))
+        self.emit(self._step_ended(num_prefill, len(plan.decoding), decode_tokens, decode_slots, peak, prefilled))
 
     def _run_kernels(self, kernels: KernelPipeline, decoding: ev.I32) -> None:
         """Selection and attention of the decoding sequences, then levels, then a compaction when one is due."""
@@ -808,7 +809,7 @@ class Engine:
                 self._fork_children(request)
 
     def _step_ended(
-        self, num_prefill: int, num_decoding: int, tokens: int, slots: int, prefilled: ev.I32
+        self, num_prefill: int, num_decoding: int, tokens: int, slots: int, peak: int, prefilled: ev.I32
     ) -> ev.StepEnded:
         state, config = self.state, self.config
         time_us = state.time_us + config.clock_base_us + config.clock_prefill_us * num_prefill
@@ -827,5 +828,6 @@ class Engine:
             else int(state.reserved_len.sum()),
             num_running=len(self.order),
             num_waiting=len(self.waiting) + len(self.forked),
+            peak_blocks=peak,
             prefilled=prefilled,
         )

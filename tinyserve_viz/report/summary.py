@@ -120,7 +120,7 @@ def as_text(summary: dict[str, Any]) -> str:
         ("digest", summary["digest"] or "none"),
     ]
     if summary.get("complete") is False:
-        lines.insert(0, ("INCOMPLETE", "the replay was interrupted; this is the recording up to its last committed step"))
+        lines.insert(0, ("INCOMPLETE", "interrupted; this is what was recorded up to the last committed step"))
     if summary["selection"] is not None:
         lines[-2:-2] = _selection_lines(summary)
     width = max(len(name) for name, _ in lines)
