@@ -80,7 +80,7 @@ extern "C" __global__ void paged_attention(
                 own = fmaxf(own, score);
                 continue;
             }
-            const float w = at >= 0 ? expf(score - highest) : 0.0f;
+            const float w = at >= 0 ? expf(score - (highest == -INFINITY ? 0.0f : highest)) : 0.0f;
             own += w;
             __syncthreads();
             if (threadIdx.x < TILE) {
@@ -102,7 +102,7 @@ extern "C" __global__ void paged_attention(
     }
     for (int i = 0; i < 8; ++i) {
         const int64_t d = threadIdx.x + (int64_t)i * blockDim.x;
-        if (d < head_dim) output[row_at + d] = __float2half(sum > 0.0f ? mixed[i] / sum : 0.0f);
+        if (d < head_dim) output[row_at + d] = __float2half(sum == 0.0f ? 0.0f : mixed[i] / sum);
     }
-    if (threadIdx.x == 0) lse[seq * num_heads + head] = sum > 0.0f ? highest + logf(sum) : -INFINITY;
+    if (threadIdx.x == 0) lse[seq * num_heads + head] = sum == 0.0f ? -INFINITY : highest + logf(sum);
 }
