@@ -220,6 +220,7 @@ class KernelPipeline:
         )
         self.table[slots, event.logical] = event.dst
         np.subtract.at(self.ref, event.src, 1)
+        self.cached[event.src] = (self.ref[event.src] == 0) & (self._state.hash[event.src] >= 0)
         lengths = self._state.ctx[event.seqs].tolist()
         for slot, length, old in zip(slots.tolist(), lengths, before, strict=True):
             now = self._gather(slot, self.table)

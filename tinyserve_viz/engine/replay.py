@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tinyserve_viz.core import events as ev
 from tinyserve_viz.core import state as st
@@ -81,6 +82,7 @@ class Engine:
         self.next_arrival = 0
         self.waiting: deque[int] = deque()
         self.forked: deque[int] = deque()  # children that hold blocks and wait for a seat
+        self.done_at_fork: list[int] = []  # children that had nothing left to write when they were forked
         self.order: list[int] = []  # running sequences in order of admission
         self.rank = np.zeros(workload.num_seqs, dtype=np.int64)  # admission order of running sequences
         self.next_rank = 0
@@ -88,6 +90,7 @@ class Engine:
         self.prefilling: list[int] = []
         self.decode_set: DecodeSet | None = None
         self.seats = 0  # running sequences and the samples that their prefill will fork
+        self.is_child = np.zeros(workload.num_seqs, dtype=np.bool_)  # runs on what it shared with another request
         self.unborn = np.zeros(workload.num_seqs, dtype=np.int32)  # samples still to be forked from this sequence
         self.unfinished = workload.num_samples.copy()  # per request
         self.children: dict[int, list[int]] = {}  # parent request → requests that wait to fork from it
@@ -106,6 +109,7 @@ class Engine:
         if not self.order and not self.waiting and not self.forked:
             return self._jump()
         plan = Plan(self.config.max_batch_tokens)
+        self._seat_forked()
         self._serve_running(plan)
         if self.rules.admit_after_preemption or not plan.preempted:
             self._admit(plan)
@@ -215,9 +219,7 @@ class Engine:
         if state.status[first] in (st.REJECTED, st.CANCELLED) or not self.unfinished[request]:
             return
         alive = seqs[state.status[seqs] != st.FINISHED]
-        holding = alive[state.slot[alive] >= 0]
-        if len(holding):
-            self._give_back(holding)
+        self._give_back(alive)
         for seq in alive.tolist():
             self._leave(seq)
         parent = int(w.parent[request])
@@ -233,9 +235,9 @@ class Engine:
 
     def _leave(self, seq: int) -> None:
         """Take a sequence out of every queue that it may be in."""
-        if self.state.status[seq] == st.RUNNING:
+        if seq in self.order:
             self._unseat(seq)
-        for queue in (self.waiting, self.forked):
+        for queue in (self.waiting, self.forked, self.done_at_fork):
             if seq in queue:
                 queue.remove(seq)
 
@@ -344,29 +346,37 @@ class Engine:
         return True
 
     def _shared_writers(self, seqs: ev.I32) -> ev.I32:
-        """Those of `seqs` whose next token goes into a block that others reference too."""
+        """Those of `seqs` whose next token goes into a block that others reference or that the prefix index names."""
         state = self.state
         if not state.has_forks or not len(seqs):
             return ev.EMPTY
         ctx = state.ctx[seqs]
         inside = seqs[ctx < state.num_held[seqs] * state.block_size]
         blocks = state.tables[state.slot[inside], state.ctx[inside] // state.block_size]
-        return inside[state.ref[blocks] > 1]
+        return inside[(state.ref[blocks] > 1) | self._indexed(blocks)]
+
+    def _indexed(self, blocks: ev.I32) -> NDArray[np.bool_]:
+        """Blocks whose content others may still hit: a fork may start in the middle of one, and nobody overwrites it.
+
+        Where blocks are indexed before they are written (rule `cache_at: scheduled`), a full one is what counts.
+        """
+        return (self.state.hash[blocks] >= 0) & (self.state.fill[blocks] == self.config.block_size)
 
     def _num_copies(self, writers: ev.I32) -> int:
-        """Blocks that copy-on-write needs: every writer copies, but the last holder of a block writes in place."""
+        """Blocks that copy-on-write needs: every writer copies, but the last holder of an unindexed block does not."""
         if not len(writers):
             return 0
         state = self.state
         blocks = state.tables[state.slot[writers], state.ctx[writers] // state.block_size]
         distinct, counts = np.unique(blocks, return_counts=True)
-        return int(np.minimum(counts, state.ref[distinct] - 1).sum())
+        return int(np.minimum(counts, state.ref[distinct] - ~self._indexed(distinct)).sum())
 
     def _copy_on_write(self, writers: ev.I32) -> None:
         state = self.state
         logical = state.ctx[writers] // state.block_size
         blocks = state.tables[state.slot[writers], logical]
-        left = {block: int(state.ref[block]) for block in np.unique(blocks).tolist()}
+        distinct = np.unique(blocks)
+        left = dict(zip(distinct.tolist(), (state.ref[distinct] + self._indexed(distinct)).tolist(), strict=True))
         copying = []
         for i, block in enumerate(blocks.tolist()):
             if left[block] > 1:
@@ -490,12 +500,15 @@ class Engine:
 
     # ── admission ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _admit(self, plan: Plan) -> None:
-        while self.forked and self.seats < self.config.max_num_seqs and plan.budget > 0:
+    def _seat_forked(self) -> None:
+        """Children that wait with their shared blocks come before everybody who holds nothing."""
+        while self.forked and self.seats < self.config.max_num_seqs:
             seq = self.forked.popleft()
             self.emit(ev.SequenceSeated(int(self.workload.request_of_seq[seq]), seq))
             self.seats += 1
             self._seat(seq)
+
+    def _admit(self, plan: Plan) -> None:
         while self.waiting and plan.budget > 0:
             seq = self.waiting[0]
             extra = self._samples_to_fork(seq)
@@ -508,6 +521,7 @@ class Engine:
                 return
             self.waiting.popleft()
             self.unborn[seq] = extra
+            self.is_child[seq] = False
             self.seats += 1 + extra
             self._seat(seq)
 
@@ -651,11 +665,14 @@ class Engine:
             self._index_full(seqs, ctx, ctx + take)
 
     def _index_full(self, seqs: ev.I32, before: ev.I32, after: ev.I32) -> None:
-        """Index the blocks of `seqs` that became full between context lengths `before` and `after`."""
+        """Index the blocks of `seqs` that became full between context lengths `before` and `after`.
+
+        A child's blocks are not: its ids say what its prompt would be, not that it follows its parent's tokens.
+        """
         state, w, bs = self.state, self.workload, self.config.block_size
         blocks, hashes = [], []
         for seq, start, end in zip(seqs.tolist(), (before // bs).tolist(), (after // bs).tolist(), strict=True):
-            if end > start:
+            if end > start and not self.is_child[seq]:
                 known = w.hashes_of(int(w.request_of_seq[seq]))
                 if not self.rules.cache_outputs:
                     known = known[: int(w.prompt_len[w.request_of_seq[seq]]) // bs]
@@ -676,7 +693,8 @@ class Engine:
             prefill_seqs = np.array(list(plan.prefill), dtype=np.int32)
             counts = np.array(list(plan.prefill.values()), dtype=np.int32)
             num_prefill = int(counts.sum())
-        assert len(prefill_seqs) or len(plan.decoding), "a step with sequences in the queues must make progress"
+        progress = len(prefill_seqs) or len(plan.decoding) or plan.preempted or self.done_at_fork
+        assert progress, "a step with sequences in the queues must make progress"
         peak = self.state.num_used - self.state.null_blocks
         self.emit(ev.TokensWritten(plan.decoding, prefill_seqs, counts))
         if self.kernels is not None:
@@ -688,9 +706,11 @@ class Engine:
             if self.unborn[seq]:
                 grown.extend(self._fork_samples(seq))
         for parent in list(self.children):
-            grown.extend(self._fork_children(parent))
+            self._fork_children(parent)
         if grown:
             finished.extend(seq for seq in grown if self.state.ctx[seq] >= self.total[seq])
+        finished.extend(self.done_at_fork)
+        self.done_at_fork.clear()
         if finished:
             self._finish(finished)
         if isinstance(self.manager, SeedBlockManager):
@@ -754,14 +774,14 @@ class Engine:
             self._seat(child)
         return children.tolist()
 
-    def _fork_children(self, parent: int) -> list[int]:
-        """Fork the waiting children of `parent` whose fork point it has reached; returns those that run now.
+    def _fork_children(self, parent: int) -> None:
+        """Fork the waiting children of `parent` whose fork point it has reached.
 
         When the parent is over, the others become ordinary requests that look for their prefix in the cache.
         """
         state, w = self.state, self.workload
         seq = int(w.first_seq[parent])
-        waiting, started = [], []
+        waiting = []
         for child in self.children[parent]:
             if state.status[seq] == st.FINISHED:
                 self._wait(int(w.first_seq[child]))
@@ -771,24 +791,26 @@ class Engine:
                 waiting.append(child)
                 continue
             child_seq = int(w.first_seq[child])
-            running = self.seats < self.config.max_num_seqs
+            self.is_child[child_seq] = True
+            done = fork_at >= self.total[child_seq]  # it shares all that it would write and needs no seat
+            running = done or self.seats < self.config.max_num_seqs
             slot = np.array([state.lowest_free_slot()], dtype=np.int32)
             self.emit(
                 ev.SequencesForked(
                     seq, np.array([child_seq], dtype=np.int32), slot, fork_at, np.array([running], dtype=np.uint8)
                 )
             )
-            if running:
+            if done:
+                self.done_at_fork.append(child_seq)
+            elif running:
                 self.seats += 1
                 self._seat(child_seq)
-                started.append(child_seq)
             else:
                 self.forked.append(child_seq)
         if waiting:
             self.children[parent] = waiting
         else:
             del self.children[parent]
-        return started
 
     def _finish(self, finished: list[int]) -> None:
         """Sequences that wrote all their tokens leave: blocks back, seats free, requests completed."""
@@ -797,7 +819,8 @@ class Engine:
         self._give_back(seqs)
         completed = []
         for seq in finished:
-            self._unseat(seq)
+            if seq in self.order:
+                self._unseat(seq)
             request = int(w.request_of_seq[seq])
             self.unfinished[request] -= 1
             if not self.unfinished[request]:
