@@ -29,6 +29,20 @@ def is_recording(path: Path) -> bool:
         return file.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC
 
 
+def _check_length(path: Path) -> None:
+    """A file shorter than its own header says was cut; SQLite would notice only where it reads a missing page.
+
+    Raises:
+        RecordingError: it is shorter.
+    """
+    with path.open("rb") as file:
+        head = file.read(32)
+    size, page = path.stat().st_size, int.from_bytes(head[16:18], "big")
+    expected = (65_536 if page == 1 else page) * int.from_bytes(head[28:32], "big")
+    if len(head) < 32 or size < expected:
+        raise RecordingError(f"{path}: damaged recording: cut to {size:,} bytes, its header says {expected:,}")
+
+
 class Timeline:
     """A recording, opened for reading; it may still be growing in another thread.
 
@@ -41,6 +55,7 @@ class Timeline:
         try:
             if not is_recording(path):
                 raise RecordingError(f"{path}: is no recording (not a SQLite file)")
+            _check_length(path)
             self._db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
             self._open()
         except OSError as error:
