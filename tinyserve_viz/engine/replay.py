@@ -360,7 +360,10 @@ class Engine:
 
         Where blocks are indexed before they are written (rule `cache_at: scheduled`), a full one is what counts.
         """
-        return (self.state.hash[blocks] >= 0) & (self.state.fill[blocks] == self.config.block_size)
+        indexed: NDArray[np.bool_] = (self.state.hash[blocks] >= 0) & (
+            self.state.fill[blocks] == self.config.block_size
+        )
+        return indexed
 
     def _num_copies(self, writers: ev.I32) -> int:
         """Blocks that copy-on-write needs: every writer copies, but the last holder of an unindexed block does not."""
