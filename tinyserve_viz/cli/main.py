@@ -26,6 +26,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("gen", "tinyserve_viz.cli.gen", "generate a seeded synthetic trace"),
     ("import", "tinyserve_viz.cli.import_", "convert a trace of any known format to our JSON"),
     ("doctor", "tinyserve_viz.cli.doctor", "say what is here, what is missing, and what mends it"),
+    ("compare", "tinyserve_viz.cli.compare", "find the first decision in which two servers differ"),
     ("curve", "tinyserve_viz.cli.curve", "prefix-cache hit rates of a trace by capacity and policy"),
     ("kernels", "tinyserve_viz.cli.kernels", "list, verify or build the kernel set"),
 )

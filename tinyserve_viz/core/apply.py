@@ -171,7 +171,7 @@ def _blocks_copied(state: CacheState, event: ev.BlocksCopied) -> None:
     last = event.logical == state.num_held[event.seqs] - 1
     state.tail_block[event.seqs[last]] = event.dst[last]
     np.subtract.at(state.ref, event.src, 1)  # one block may be left by several sharers in one step
-    _release(state, np.unique(event.src[state.ref[event.src] == 0]))  # only indexed blocks are left by their last holder
+    _release(state, np.unique(event.src[state.ref[event.src] == 0]))  # their last holder left an indexed block
 
 
 def _tokens_written(state: CacheState, event: ev.TokensWritten) -> None:
