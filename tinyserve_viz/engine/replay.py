@@ -180,13 +180,16 @@ class Engine:
         self._wait(seq)
 
     def _wait(self, seq: int) -> None:
-        """Behind those with the same or a lower priority number; without priorities, at the end."""
+        """Behind preempted ones and those with the same or a lower priority number; without priorities, at the end."""
         if not self.by_priority:
             self.waiting.append(seq)
             return
         w = self.workload
         ranked = list(self.waiting)
-        insort(ranked, seq, key=lambda s: (int(w.priority[w.request_of_seq[s]]), int(w.request_of_seq[s])))
+        preempted = sum(1 for s in ranked if self.state.status[s] == st.PREEMPTED)  # they stand at the front
+        insort(
+            ranked, seq, lo=preempted, key=lambda s: (int(w.priority[w.request_of_seq[s]]), int(w.request_of_seq[s]))
+        )
         self.waiting = deque(ranked)
 
     def _impossible(self, request: int) -> tuple[str, int, int] | None:
