@@ -59,3 +59,61 @@ __device__ __forceinline__ void coalesced_load(const half* source, half* target,
     }
     for (int i = vectors * 8 + thread; i < count; i += threads) target[i] = source[i];
 }
+
+// Sum of the values of the threads before this one in a thread block of up to 1024 threads, in thread order, and the
+// sum of all in `total`. Every thread must call it.
+__device__ __forceinline__ int64_t block_exclusive_scan(int64_t value, int64_t* total) {
+    __shared__ int64_t warp_sum[WARP_SIZE];
+    const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE;
+    int64_t sum = value;
+    for (int width = 1; width < WARP_SIZE; width *= 2) {
+        const int64_t before = __shfl_up_sync(FULL_WARP, sum, width);
+        if (lane >= width) sum += before;
+    }
+    __syncthreads();  // warp_sum may still be read from the call before
+    if (lane == WARP_SIZE - 1) warp_sum[warp] = sum;
+    __syncthreads();
+    const int warps = blockDim.x / WARP_SIZE;
+    int64_t earlier = 0, all = 0;
+    for (int i = 0; i < warps; ++i) {
+        if (i == warp) earlier = all;
+        all += warp_sum[i];
+    }
+    *total = all;
+    return earlier + sum - value;
+}
+
+// Largest value of the thread block, in every thread.
+__device__ __forceinline__ int64_t block_max(int64_t value) {
+    __shared__ int64_t warp_max[WARP_SIZE];
+    for (int width = WARP_SIZE / 2; width > 0; width /= 2) {
+        value = max(value, __shfl_xor_sync(FULL_WARP, value, width));
+    }
+    __syncthreads();
+    if (threadIdx.x % WARP_SIZE == 0) warp_max[threadIdx.x / WARP_SIZE] = value;
+    __syncthreads();
+    for (int i = 0; i < blockDim.x / WARP_SIZE; ++i) value = max(value, warp_max[i]);
+    return value;
+}
+
+// Sum over the thread block, in every thread.
+__device__ __forceinline__ int64_t block_sum(int64_t value) {
+    int64_t total;
+    block_exclusive_scan(value, &total);
+    return total;
+}
+
+// True in every thread of the last thread block of the grid to get here; `arrivals` is zero before and after.
+__device__ __forceinline__ bool last_to_arrive(int* arrivals) {
+    __shared__ bool last;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        const int blocks = gridDim.x * gridDim.y * gridDim.z;
+        last = atomicAdd(arrivals, 1) == blocks - 1;
+        if (last) *arrivals = 0;
+        __threadfence();
+    }
+    __syncthreads();
+    return last;
+}

@@ -44,7 +44,8 @@ class Arg:
     """An array argument. An axis is a name, or a literal such as "2"; `optional` ones may be absent (a null pointer).
 
     Roles: `in` is only read, `out` is written in full, `inout` is changed in place and untouched elsewhere, `scratch`
-    is workspace of the CUDA forms, zero before the first call and left zero; the reference ignores it.
+    is workspace of the CUDA forms, zero before the first call; its words that must be zero are left zero. The reference
+    ignores it.
     """
 
     name: str
@@ -78,13 +79,33 @@ class Scalar:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """A launch around the kernel's own, of `name`_`suffix` in the same file with the same parameters.
+
+    The end of a launch is the only barrier over a whole grid: what must be finished everywhere first is a stage.
+    `when` tells from the axes and from has_NAME of each argument whether a call needs it.
+    """
+
+    suffix: str
+    grid: Callable[[Axes], tuple[int, int, int]]
+    threads: int
+    when: Callable[[Mapping[str, Any]], bool] = field(default=lambda _facts: True)
+
+
+@dataclass(frozen=True, slots=True)
 class Launch:
-    """CUDA launch shape as functions of the axes; `layout` says in words what one thread block does."""
+    """CUDA launch shape as functions of the axes; `layout` says in words what one thread block does.
+
+    `before` and `after` are launches around it; `scratch_axes` gives the sizes that only scratch arrays have.
+    """
 
     layout: str
     grid: Callable[[Axes], tuple[int, int, int]]
     threads: int
     shared_bytes: Callable[[Axes], int] = field(default=lambda _axes: 0)
+    before: tuple[Stage, ...] = ()
+    after: tuple[Stage, ...] = ()
+    scratch_axes: Callable[[Axes], Mapping[str, int]] = field(default=lambda _axes: {})
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Scalar, Status, ceil_div
+from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Scalar, Stage, Status, ceil_div
 from tinyserve_viz.kernels.defs.fused_block_copy import STRIDE_HOLDS_POOL
 from tinyserve_viz.kernels.layout import F16, LAYERED_BOX, reset_boxes
 from tinyserve_viz.kernels.paging import first_of_each
@@ -146,9 +146,17 @@ KERNEL = KernelDef(
         ),
     ),
     launch=Launch(
-        layout="one thread per request; ranks by an exclusive scan over the valid requests",
-        grid=lambda a: (max(1, ceil_div(a["num_requests"], 256)), 1, 1),
-        threads=256,
+        layout="one thread block: ranks by an exclusive scan over the valid requests; then a warp per block given out",
+        grid=lambda _a: (1, 1, 1),
+        threads=1024,
+        after=(
+            Stage(
+                "forget",
+                lambda a: (max(1, ceil_div(a["num_requests"], 8)), 1, 1),
+                256,
+                lambda facts: any(facts[f"has_{arg.name}"] for arg in FRESH_BLOCK if arg.name != "history"),
+            ),
+        ),
     ),
     requires=(STRIDE_HOLDS_POOL,),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Status, ceil_div
+from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Status
 from tinyserve_viz.kernels.paging import first_of_each, mapped
 
 
@@ -74,8 +74,9 @@ KERNEL = KernelDef(
     ),
     scalars=(),
     launch=Launch(
-        layout="one thread per request; the freed list by an exclusive scan, never in atomic order",
-        grid=lambda a: (max(1, ceil_div(a["num_requests"], 256)), 1, 1),
-        threads=256,
+        layout="one thread block, a thread per request; the freed list by an exclusive scan, never in atomic order",
+        grid=lambda _a: (1, 1, 1),
+        threads=1024,
+        scratch_axes=lambda a: {"workspace_words": 2 * a["num_blocks"]},
     ),
 )

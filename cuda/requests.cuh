@@ -1,0 +1,58 @@
+// Requests for table entries: which of a batch name an entry that is there, and which is the first to name it.
+#pragma once
+
+#include "common.cuh"
+
+// Entry of the table [num_seqs][max_blocks_per_seq] that a request (sequence, logical block) names, -1: none.
+__device__ __forceinline__ int64_t entry_of(const int* reqs, int64_t i, int64_t num_seqs, int64_t max_blocks_per_seq) {
+    const int64_t seq = reqs[2 * i], logical = reqs[2 * i + 1];
+    if (seq < 0 || seq >= num_seqs || logical < 0 || logical >= max_blocks_per_seq) return -1;
+    return seq * max_blocks_per_seq + logical;
+}
+
+// Set valid[i] to 1 where request i is the first to name an empty entry, else to 0. One thread block does it, and only
+// it; table entries serve as marks and are -1 again behind it.
+__device__ __forceinline__ void first_to_name_empty(const int* reqs, int* block_table, int* valid, int64_t num_requests,
+                                                    int64_t num_seqs, int64_t max_blocks_per_seq, int* status) {
+    int flags = 0;
+    for (int64_t i = threadIdx.x; i < num_requests; i += blockDim.x) {
+        const int64_t entry = entry_of(reqs, i, num_seqs, max_blocks_per_seq);
+        const bool empty = entry >= 0 && block_table[entry] == -1;
+        valid[i] = empty;
+        if (entry < 0) flags |= STATUS_RANGE;
+        else if (!empty) flags |= STATUS_ALREADY_MAPPED;
+    }
+    __syncthreads();  // all have looked before the first mark
+    // A mark is negative and the lower the earlier its request stands, so the least of an entry's marks is the first's.
+    const int lowest = (int)0x80000000;
+    for (int64_t i = threadIdx.x; i < num_requests; i += blockDim.x) {
+        if (valid[i]) atomicMin(&block_table[entry_of(reqs, i, num_seqs, max_blocks_per_seq)], lowest + (int)i);
+    }
+    __syncthreads();
+    for (int64_t i = threadIdx.x; i < num_requests; i += blockDim.x) {
+        if (!valid[i]) continue;
+        const int mark = block_table[entry_of(reqs, i, num_seqs, max_blocks_per_seq)];
+        if (mark != lowest + (int)i) {
+            valid[i] = 0;
+            flags |= STATUS_ALREADY_MAPPED;
+        }
+    }
+    __syncthreads();
+    for (int64_t i = threadIdx.x; i < num_requests; i += blockDim.x) {
+        if (valid[i]) block_table[entry_of(reqs, i, num_seqs, max_blocks_per_seq)] = -1;
+    }
+    if (flags) atomicOr(status, flags);
+    __syncthreads();
+}
+
+// Empty the boxes of `block` in every layer; the threads of `stride` share the work.
+__device__ __forceinline__ void empty_box(half* box, int64_t block, int64_t num_layers, int64_t layer_stride,
+                                          int64_t num_kv_heads, int64_t head_dim, int thread, int stride) {
+    const int64_t bounds = num_kv_heads * 2 * head_dim;
+    for (int64_t i = thread; i < num_layers * bounds; i += stride) {
+        const int64_t layer = i / bounds, at = i % bounds;
+        const bool low = at / head_dim % 2 == 0;
+        box[box_offset(layer * layer_stride + block, 0, 0, at, num_kv_heads, head_dim)] =
+            __ushort_as_half(low ? 0x7c00 : 0xfc00);  // +inf, -inf: the first key makes the box
+    }
+}
