@@ -31,6 +31,18 @@ def test_the_first_hole_that_is_long_enough_is_taken() -> None:
     state.reserved_start = np.array([20, 60, 130], dtype=np.int64)
     state.reserved_len = np.array([10, 50, 40], dtype=np.int64)
     manager = ReservingManager("exact", 0)
-    where = {length: manager.reserve(state, 0, 0, length) for length in (20, 21, 30, 31)}
-    assert [(event.start, event.holes_passed) for event in where.values() if event] == [(0, 0), (30, 1), (30, 1)]
+    where = {length: manager.reserve(state, 0, [0], length) for length in (20, 21, 30, 31)}
+    found = [(event.start, event.holes_passed) for events in where.values() if events for event in events]
+    assert found == [(0, 0), (30, 1), (30, 1)]
     assert where[31] is None  # holes of 20, 30, 20 and 22 slots
+
+
+def test_several_ranges_are_found_one_after_the_other_or_not_at_all() -> None:
+    state = empty_state()
+    state.reserved_start = np.array([20, 60, 130], dtype=np.int64)
+    state.reserved_len = np.array([10, 50, 40], dtype=np.int64)
+    manager = ReservingManager("exact", 0)
+    events = manager.reserve(state, 0, [0, 1, 2, 3], 15)
+    assert events is not None
+    assert [(event.seq, event.start) for event in events] == [(0, 0), (1, 30), (2, 45), (3, 110)]
+    assert manager.reserve(state, 0, [0, 1, 2], 21) is None  # 30 and 22 are long enough, no third hole

@@ -163,10 +163,11 @@ class Engine:
         impossible = self._impossible(request)
         parent = int(w.parent[request])
         if parent >= 0:
-            fate = self.state.status[w.first_seq[parent]]
-            if fate == st.REJECTED:
+            first = int(w.first_seq[parent])
+            fates = self.state.status[first : first + int(w.num_samples[parent])]
+            if fates[0] == st.REJECTED:
                 impossible = ("parent_rejected", 1, 0)
-            elif fate == st.CANCELLED:
+            elif (fates == st.CANCELLED).any():  # some of its samples may have ended before
                 self._cancel(request, "parent")
                 return
         if impossible is not None:
@@ -180,17 +181,16 @@ class Engine:
         self._wait(seq)
 
     def _wait(self, seq: int) -> None:
-        """Behind preempted ones and those with the same or a lower priority number; without priorities, at the end."""
-        if not self.by_priority:
-            self.waiting.append(seq)
-            return
-        w = self.workload
-        ranked = list(self.waiting)
-        preempted = sum(1 for s in ranked if self.state.status[s] == st.PREEMPTED)  # they stand at the front
-        insort(
-            ranked, seq, lo=preempted, key=lambda s: (int(w.priority[w.request_of_seq[s]]), int(w.request_of_seq[s]))
-        )
-        self.waiting = deque(ranked)
+        """Behind those with the same or a lower priority number and all that were preempted; else at the end."""
+        place = len(self.waiting)
+        if self.by_priority:
+            priority, status = self.workload.priority[self.workload.request_of_seq], self.state.status
+            while place:
+                ahead = self.waiting[place - 1]
+                if status[ahead] == st.PREEMPTED or (priority[ahead], ahead) < (priority[seq], seq):
+                    break
+                place -= 1
+        self.waiting.insert(place, seq)
 
     def _impossible(self, request: int) -> tuple[str, int, int] | None:
         """The rule by which this request can never run, what it needs of it and what there is."""
@@ -613,15 +613,11 @@ class Engine:
         request = int(w.request_of_seq[seq])
         prompt_len = int(w.prompt_len[request])
         length = self.reserving.slots_for(prompt_len, int(w.output_len[request]))
-        reserved: list[int] = []
-        for sample in range(seq, seq + 1 + extra):
-            event = self.reserving.reserve(state, request, sample, length)
-            if event is None:
-                if reserved:
-                    self.emit(ev.RangesFreed(np.array(reserved, dtype=np.int32)))
-                return False
+        ranges = self.reserving.reserve(state, request, range(seq, seq + 1 + extra), length)
+        if ranges is None:
+            return False
+        for event in ranges:
             self.emit(event)
-            reserved.append(sample)
         causes = np.full(-(-prompt_len // self.config.block_size), TAIL, dtype=np.uint8)
         target = int(state.prefill_target[seq])
         self.emit(

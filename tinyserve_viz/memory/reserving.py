@@ -6,6 +6,7 @@ linear range of num_blocks · block_size slots; the first hole that is long enou
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,15 +30,20 @@ class ReservingManager:
             return prompt_len + (1 << (output_len - 1).bit_length() if output_len > 1 else output_len)
         return prompt_len + output_len
 
-    def reserve(self, state: CacheState, request: int, seq: int, length: int) -> RangeReserved | None:
-        """The first hole of at least `length` slots, or None when there is none now."""
+    def reserve(self, state: CacheState, request: int, seqs: Sequence[int], length: int) -> list[RangeReserved] | None:
+        """For each of `seqs` the first hole of at least `length` slots; None when they do not all fit now."""
         live = np.flatnonzero(state.reserved_len)
         starts = state.reserved_start[live]
         order = np.argsort(starts)
-        ends = np.concatenate([[0], (starts + state.reserved_len[live])[order]])
-        holes = np.concatenate([starts[order], [state.num_blocks * state.block_size]]) - ends
-        fits = holes >= length
-        first = int(fits.argmax())
-        if not fits[first]:
-            return None
-        return RangeReserved(request, seq, int(ends[first]), length, int((holes[:first] > 0).sum()))
+        begins = np.concatenate([[0], (starts + state.reserved_len[live])[order]])
+        sizes = np.concatenate([starts[order], [state.num_blocks * state.block_size]]) - begins
+        ranges = []
+        for seq in seqs:
+            fits = sizes >= length
+            first = int(fits.argmax())
+            if not fits[first]:
+                return None
+            ranges.append(RangeReserved(request, seq, int(begins[first]), length, int((sizes[:first] > 0).sum())))
+            begins[first] += length
+            sizes[first] -= length
+        return ranges
