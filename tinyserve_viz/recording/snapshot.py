@@ -15,7 +15,7 @@ from tinyserve_viz.core.block_queue import BlockQueue
 from tinyserve_viz.core.state import CacheState
 from tinyserve_viz.recording.codec import decode_value, encode_value
 
-CHUNK = 512  # elements; 2-4 KiB, so a step that touches some hundred blocks of a large pool stores a few per cent of it
+CHUNK = 128  # elements: a chunk holds few blocks that did not change, and its number costs little beside it
 _LEVEL = 1  # zlib: 5 MB of block arrays shrink fourfold in about 40 ms; higher levels cost more than they save
 
 Arrays = dict[str, NDArray[Any]]
@@ -42,7 +42,7 @@ def arrays_of(state: CacheState) -> Arrays:
 class SnapshotWriter:
     """Makes snapshots of one growing replay; remembers the last full one to find what changed."""
 
-    def __init__(self, full_every: int = 32) -> None:
+    def __init__(self, full_every: int = 8) -> None:
         self._full_every = full_every
         self._since_full = 0
         self._base: Arrays | None = None
