@@ -237,7 +237,8 @@ def _sequences_forked(state: CacheState, event: ev.SequencesForked) -> None:
         state.slot_used[slot] = True
         state.tables[slot, :held] = shared
         state.tail_block[child] = shared[-1] if held else 0
-        state.causes[slot] = state.causes[state.slot[parent]]
+        prompt_len = int(state.workload.prompt_len[state.workload.request_of_seq[child]])
+        state.causes[slot, : -(-prompt_len // bs)] = state.causes[state.slot[parent], : -(-prompt_len // bs)]
         state.history[slot, :held] = state.history[state.slot[parent], :held]
         state.num_held[child] = held
         state.ctx[child] = event.num_tokens
