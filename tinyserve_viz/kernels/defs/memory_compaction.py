@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Status
+from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Stage, Status, ceil_div
 from tinyserve_viz.kernels.defs.fused_block_copy import STRIDE_HOLDS_POOL
 from tinyserve_viz.kernels.layout import (
     F16,
@@ -112,9 +112,22 @@ KERNEL = KernelDef(
     ),
     scalars=(),
     launch=Launch(
-        layout="one thread block per (move, layer), more for the tables; sources and destinations are disjoint",
-        grid=lambda a: (max(1, a["max_moves"] + a["num_seqs"]), max(1, a["num_layers"]), 1),
+        layout="one thread block checks the plan; one per (move, layer) copies; then threads over entries and moves",
+        grid=lambda a: (max(1, a["max_moves"]), max(1, a["num_layers"]), 1),
         threads=256,
+        before=(Stage("check", lambda _a: (1, 1, 1), 1024),),
+        after=(
+            Stage(
+                "remap",
+                lambda a: (
+                    max(1, ceil_div(min(max(a["num_seqs"] * a["max_blocks_per_seq"], a["max_moves"]), 1 << 20), 256)),
+                    1,
+                    1,
+                ),
+                256,
+            ),
+        ),
+        scratch_axes=lambda a: {"workspace_words": a["num_blocks"] + 2},
     ),
     requires=(STRIDE_HOLDS_POOL,),
 )
