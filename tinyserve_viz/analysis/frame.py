@@ -1,0 +1,390 @@
+"""One immutable picture of a replay after a number of events: everything that a screen shows, ready to be drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyserve_viz.analysis.metrics import fragmentation
+from tinyserve_viz.analysis.sentences import count, provenance_title
+from tinyserve_viz.core import events as ev
+from tinyserve_viz.core import state as st
+from tinyserve_viz.core.state import CacheState
+from tinyserve_viz.core.workload import MISS_CAUSES
+from tinyserve_viz.recording.header import Header
+
+FREE, CACHED, NULL = -1, -2, -3  # owners of blocks that no sequence holds
+_LISTED = (st.RUNNING, st.FORKED, st.PREEMPTED, st.WAITING)
+_MOST_WAITING = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An event that happened: its number, its step, its type and its sentence."""
+
+    index: int
+    step: int
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SeqRow:
+    """A live sequence: `done` of `target` tokens of its phase, blocks held, blocks of them that others hold too."""
+
+    seq: int
+    name: str
+    status: str
+    context: int
+    total: int
+    phase: str
+    num_blocks: int
+    shared: int
+    hit_tokens: int
+    prompt_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """One logical block of the chosen sequence; `kept` is None where the step selected nothing for it."""
+
+    logical: int
+    physical: int
+    ref: int
+    fill: int
+    content: int
+    cause: str
+    kept: bool | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """The block table of the chosen sequence as arrays over its logical blocks; `row` gives one of them."""
+
+    physical: NDArray[np.int32]
+    ref: NDArray[np.int32]
+    content: NDArray[np.int32]
+    cause: NDArray[np.uint8]
+    block_size: int
+    context: int
+    prompt_len: int
+    kept: frozenset[int] | None
+
+    def __len__(self) -> int:
+        return len(self.physical)
+
+    def row(self, logical: int) -> TableRow:
+        """The row of one logical block."""
+        start = logical * self.block_size
+        return TableRow(
+            logical=logical,
+            physical=int(self.physical[logical]),
+            ref=int(self.ref[logical]),
+            fill=max(0, min(self.block_size, self.context - start)),
+            content=int(self.content[logical]),
+            cause="generated" if start >= self.prompt_len else MISS_CAUSES[int(self.cause[logical])],
+            kept=None if self.kept is None else logical in self.kept,
+        )
+
+    def logical_of(self, block: int) -> int:
+        """Where `block` stands in the table, or −1."""
+        found = np.flatnonzero(self.physical == block)
+        return int(found[0]) if len(found) else -1
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRow:
+    """One kernel in one step."""
+
+    name: str
+    calls: int
+    total_us: float
+    share: float
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The pool in numbers; ratios None where nothing is there to measure."""
+
+    used: int
+    cached: int
+    free: int
+    internal: float | None
+    external: float | None
+    waste: float | None
+    free_runs: int
+    longest_free_run: int
+    resident_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """How the chosen sequence was read in `step`: blocks kept by any head, mass kept over its query heads."""
+
+    step: int
+    policy: str
+    num_heads: int
+    kept: frozenset[int]
+    retained: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """The picture after `position` events.
+
+    Per block int32 [num_blocks]: `owner` the lowest sequence that holds it, or FREE, CACHED (no reference, content in
+    the prefix index) or NULL; `ref`, `fill` tokens, `age` steps since the last use, `content` id in the index or −1.
+    `touched` are the blocks that the last event names. `step` is that of the last event; `kernel_step` the step whose
+    kernels are listed (the last one that was timed).
+    """
+
+    header: Header
+    position: int
+    num_events: int
+    complete: bool
+    step: int
+    time_us: int
+    owner: NDArray[np.int32]
+    ref: NDArray[np.int32]
+    fill: NDArray[np.int32]
+    age: NDArray[np.int32]
+    content: NDArray[np.int32]
+    gen: NDArray[np.int32]
+    touched: NDArray[np.int32]
+    sequences: tuple[SeqRow, ...]
+    num_waiting: int
+    chosen: int
+    chosen_line: str
+    table: Table
+    memory: Memory
+    kernels: tuple[KernelRow, ...]
+    kernel_title: str
+    kernel_step: int
+    selection: Selection | None
+    said: tuple[Said, ...]
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in the pool."""
+        return len(self.ref)
+
+    @property
+    def block_size(self) -> int:
+        """Tokens that a block holds."""
+        return self.header.engine.block_size
+
+    def name(self, seq: int) -> str:
+        """How `seq` is called."""
+        return self.header.workload.seq_name(seq)
+
+    def describe_block(self, block: int) -> str:
+        """One line about a block, for the place under the map."""
+        ref, fill, owner = int(self.ref[block]), int(self.fill[block]), int(self.owner[block])
+        size = self.block_size
+        taken = f"used {count(int(self.gen[block]), 'time')}"
+        if owner == NULL:
+            return f"block {block}: the null block, never handed out"
+        if owner == FREE:
+            return f"block {block}: free, {taken}" if self.gen[block] else f"block {block}: free, never used"
+        if owner == CACHED:
+            return f"block {block}: cached, no holder, content #{self.content[block]}, idle {self.age[block]} steps"
+        where = self.table.logical_of(block)
+        holder = self.name(self.chosen) if where >= 0 else self.name(owner)
+        place = f" logical {where}" if where >= 0 else ""
+        others = f" and {ref - 1} more" if ref > 1 else ""
+        index = f", content #{self.content[block]}" if self.content[block] >= 0 else ""
+        return f"block {block}: {holder}{place}{others}, ref {ref}, {fill}/{size} tokens{index}"
+
+
+def build_frame(
+    header: Header,
+    state: CacheState,
+    position: int,
+    num_events: int,
+    complete: bool,
+    recent: Sequence[tuple[int, ev.Event]],
+    said: Sequence[Said],
+    chosen: int | None = None,
+) -> Frame:
+    """The frame of `state`, which stands at `position`; `recent` are (step, event) just before it, oldest first.
+
+    `chosen` is the sequence whose table is shown; None chooses the running one with the lowest number.
+    """
+    seq = _chosen(state, chosen)
+    step = recent[-1][0] if recent else 0
+    selection = _selection(recent, seq)
+    kernels, kernel_title, kernel_step = _kernels(recent)
+    return Frame(
+        header=header,
+        position=position,
+        num_events=num_events,
+        complete=complete,
+        step=step,
+        time_us=state.time_us,
+        owner=_owners(state),
+        ref=state.ref.copy(),
+        fill=np.where(state.ref > 0, state.fill, 0).astype(np.int32),
+        age=(state.step - state.last_use).astype(np.int32),
+        content=state.hash.copy(),
+        gen=state.gen.copy(),
+        touched=touched_blocks(recent[-1][1]) if recent else ev.EMPTY,
+        sequences=_sequence_rows(state),
+        num_waiting=int(((state.status == st.WAITING) | (state.status == st.PREEMPTED)).sum()),
+        chosen=seq,
+        chosen_line=_chosen_line(state, seq),
+        table=_table(state, seq, selection),
+        memory=_memory(state),
+        kernels=kernels,
+        kernel_title=kernel_title,
+        kernel_step=kernel_step,
+        selection=selection,
+        said=tuple(said),
+    )
+
+
+def _chosen(state: CacheState, chosen: int | None) -> int:
+    if chosen is not None:
+        return chosen
+    for status in _LISTED:
+        found = np.flatnonzero(state.status == status)
+        if len(found):
+            return int(found[0])
+    return -1
+
+
+def _owners(state: CacheState) -> NDArray[np.int32]:
+    owner = np.where(state.hash >= 0, CACHED, FREE).astype(np.int32)
+    for seq in np.flatnonzero(state.slot >= 0)[::-1].tolist():  # the lowest number is written last
+        owner[state.table(seq)] = seq
+    if state.reserved_len.any():
+        for seq in np.flatnonzero(state.reserved_len)[::-1].tolist():
+            start, length = int(state.reserved_start[seq]), int(state.reserved_len[seq])
+            owner[start // state.block_size : -(-(start + length) // state.block_size)] = seq
+    owner[: state.null_blocks] = NULL
+    return owner
+
+
+def _sequence_rows(state: CacheState) -> tuple[SeqRow, ...]:
+    w, rows = state.workload, []
+    for status in _LISTED:
+        seqs = np.flatnonzero(state.status == status)
+        if status == st.WAITING:
+            seqs = seqs[:_MOST_WAITING]
+        for seq in seqs.tolist():
+            request = int(w.request_of_seq[seq])
+            context, target = int(state.ctx[seq]), int(state.prefill_target[seq])
+            total = int(w.prompt_len[request] + w.output_len[request])
+            phase = st.STATUS_NAMES[status]
+            if status == st.RUNNING:
+                phase = "prefill" if context < target else "decode"
+            rows.append(
+                SeqRow(
+                    seq=seq,
+                    name=w.seq_name(seq),
+                    status=st.STATUS_NAMES[status],
+                    context=context,
+                    total=total,
+                    phase=phase,
+                    num_blocks=int(state.num_held[seq]),
+                    shared=int((state.ref[state.table(seq)] > 1).sum()),
+                    hit_tokens=int(state.hit_tokens[seq]) * (status in (st.RUNNING, st.FORKED)),
+                    prompt_len=int(w.prompt_len[request]),
+                )
+            )
+    return tuple(rows)
+
+
+def _chosen_line(state: CacheState, seq: int) -> str:
+    if seq < 0:
+        return "no sequence yet"
+    w = state.workload
+    name, status = w.seq_name(seq), int(state.status[seq])
+    if status == st.UNBORN:
+        return f"{name} has not arrived yet"
+    if status == st.PREEMPTED:
+        return f"{name} was preempted, gave up {count(int(state.held_at_preempt[seq]), 'block')} and waits"
+    if status in (st.FINISHED, st.CANCELLED, st.REJECTED, st.WAITING):
+        return f"{name} is {st.STATUS_NAMES[status]} and holds no blocks"
+    if state.reserved_len[seq]:
+        return (
+            f"{name} reserves {int(state.reserved_len[seq]):,} token slots from {int(state.reserved_start[seq]):,} on"
+        )
+    return f"{name}: {count(int(state.ctx[seq]), 'token')} in {count(int(state.num_held[seq]), 'block')}"
+
+
+def _table(state: CacheState, seq: int, selection: Selection | None) -> Table:
+    if seq < 0 or state.slot[seq] < 0:
+        return Table(ev.EMPTY, ev.EMPTY, ev.EMPTY, ev.EMPTY_U8, state.block_size, 0, 0, None)
+    table = state.table(seq).copy()
+    return Table(
+        physical=table,
+        ref=state.ref[table],
+        content=state.hash[table],
+        cause=state.causes[int(state.slot[seq]), : len(table)].copy(),
+        block_size=state.block_size,
+        context=int(state.ctx[seq]),
+        prompt_len=int(state.workload.prompt_len[state.workload.request_of_seq[seq]]),
+        kept=None if selection is None else selection.kept,
+    )
+
+
+def _memory(state: CacheState) -> Memory:
+    measured = fragmentation(state)
+    slots = (state.num_used - state.null_blocks) * state.block_size
+    reserved = int(state.reserved_len.sum())
+    used = -(-reserved // state.block_size) if reserved else state.num_used
+    return Memory(
+        used=used,
+        cached=state.num_cached_free,
+        free=state.num_blocks - used - state.num_cached_free,
+        internal=measured["internal"],
+        external=measured["external"],
+        waste=measured["internal"] if reserved else 1 - state.resident_tokens / slots if slots else None,
+        free_runs=measured["num_free_runs"],
+        longest_free_run=measured["longest_free_run"],
+        resident_tokens=state.resident_tokens,
+    )
+
+
+def _kernels(recent: Sequence[tuple[int, ev.Event]]) -> tuple[tuple[KernelRow, ...], str, int]:
+    for step, event in reversed(recent):
+        if isinstance(event, ev.KernelsTimed):
+            total = float(event.total_us.sum()) or 1.0
+            columns = (event.names.split(), event.calls.tolist(), event.total_us.tolist(), event.bytes.tolist())
+            rows = [KernelRow(n, c, us, us / total, b) for n, c, us, b in zip(*columns, strict=True)]
+            rows.sort(key=lambda row: -row.total_us)
+            return tuple(rows), provenance_title(event.provenance), step
+    return (), "", -1
+
+
+def _selection(recent: Sequence[tuple[int, ev.Event]], seq: int) -> Selection | None:
+    for step, event in reversed(recent):
+        if isinstance(event, ev.BlocksSelected) and event.layer == 0:
+            places = np.flatnonzero(event.seqs == seq)
+            if not len(places):
+                return None
+            heads = event.num_heads
+            first = int(places[0]) * heads
+            ends = np.concatenate([[0], np.cumsum(event.counts)])
+            kept = event.selected[int(ends[first]) : int(ends[first + heads])]
+            mass = None
+            if len(event.retained):
+                per_seq = event.retained.reshape(len(event.seqs), -1)[int(places[0])]
+                mass = float(per_seq.mean()), float(per_seq.min())
+            return Selection(step, event.policy, heads, frozenset(kept.tolist()), mass)
+    return None
+
+
+def touched_blocks(event: ev.Event) -> NDArray[np.int32]:
+    """The blocks that an event names, for a mark in the map."""
+    if isinstance(event, ev.BlocksCopied | ev.CompactionPlanned):
+        return np.concatenate([event.src, event.dst])
+    if isinstance(event, ev.SequenceAdmitted):
+        return event.hits
+    if isinstance(event, ev.BlocksEvicted | ev.BlocksAllocated | ev.BlocksCached | ev.BlocksFreed):
+        return event.blocks
+    return ev.EMPTY
