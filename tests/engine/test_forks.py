@@ -111,7 +111,7 @@ def test_a_child_is_cancelled_with_its_parent(arrival: int, fork_at: int, state:
 
 def test_a_child_that_waits_for_a_seat_is_cancelled_and_lets_its_blocks_go() -> None:
     played = Scenario(req("p", 6, 9), req("c", 6, 2, cancel=50_000, parent="p", fork_at=6), max_num_seqs=1)
-    assert [(f.seqs.tolist(), f.blocks.tolist()) for f in played.of(ev.BlocksFreed)][0] == ([1], [1, 0])
+    assert next((f.seqs.tolist(), f.blocks.tolist()) for f in played.of(ev.BlocksFreed)) == ([1], [1, 0])
     assert played.fates() == {"p": "finished", "c": "cancelled"}
 
 

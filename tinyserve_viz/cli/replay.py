@@ -41,6 +41,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object (headless)")
     parser.add_argument("--record", type=Path, metavar="FILE", help="write every event to FILE")
     parser.add_argument("--force", action="store_true", help="let --record and --decisions replace existing files")
+    parser.add_argument("--ascii", action="store_true", help="draw the TUI with ASCII signs only")
+    parser.add_argument(
+        "--screenshot", type=Path, metavar="FILE.svg", help="write a picture of the TUI, no terminal needed"
+    )
+    parser.add_argument(
+        "--at", type=whole_number(0), metavar="STEP", help="step that the screenshot shows (default: the end)"
+    )
+    parser.add_argument(
+        "--size", type=_size, default=(120, 40), metavar="WxH", help="size of the screenshot (default 120x40)"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     for name, what in _ENGINE_OPTIONS:
         parser.add_argument(f"--{name}", type=whole_number(1), metavar="N", help=what)
@@ -101,6 +111,12 @@ def run(args: argparse.Namespace) -> int:
         recording = path.is_file() and is_recording(path)
     except OSError as error:
         raise TraceError(f"{path}: {error.strerror}") from None
+    if args.screenshot is not None:
+        return _picture(args, settings, path if recording else None)
+    terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None and sys.stderr.isatty()
+    live = terminal and not args.headless and not args.json and not args.decisions
+    if live:
+        return _watch(args, settings, path if recording else None)
     if recording:
         if args.record or args.decisions:
             raise RecordingError(f"{path}: is a recording already; --record and --decisions take a trace")
@@ -113,6 +129,14 @@ def run(args: argparse.Namespace) -> int:
     if mismatch:
         print(f"tinyserve-viz: {path}: the digest of the events is not the recorded one", file=sys.stderr)
     return FINDING if summary["invariants"]["violations"] or mismatch else 0
+
+
+def _size(text: str) -> tuple[int, int]:
+    """`120x40` as (120, 40)."""
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit() and 20 <= int(width) <= 400 and 8 <= int(height) <= 200):
+        raise argparse.ArgumentTypeError(f"{text!r} given, expected columns x lines such as 120x40")
+    return int(width), int(height)
 
 
 def _ratio(text: str) -> int:
@@ -158,6 +182,33 @@ def _rule(text: str) -> tuple[str, Any]:
             raise UsageError(f"tinyserve-viz replay: --rule {name}={value}, expected true or false; see --help")
         return name, value == "true"
     return name, value
+
+
+def _watch(args: argparse.Namespace, settings: Settings, recording: Path | None) -> int:
+    """The TUI on a recording, or on a replay that runs beside it."""
+    from tinyserve_viz.cli.live import watch_recording, watch_replay
+    from tinyserve_viz.cli.session import prepare
+
+    if recording is not None:
+        watch_recording(recording, args.ascii)
+    else:
+        watch_replay(prepare(load_trace(args), settings), args.record, args.force, args.ascii)
+    return 0
+
+
+def _picture(args: argparse.Namespace, settings: Settings, recording: Path | None) -> int:
+    """Replay if need be, then draw one screen into a file."""
+    import tempfile
+
+    from tinyserve_viz.cli.live import picture
+    from tinyserve_viz.cli.session import prepare, run_replay
+
+    with tempfile.TemporaryDirectory() as scratch:
+        path = recording or Path(scratch, "replay.rec")
+        if recording is None:
+            run_replay(prepare(load_trace(args), settings), path)
+        picture(path, args.screenshot, args.size, args.at)
+    return 0
 
 
 def _explain(args: argparse.Namespace, settings: Settings) -> int:

@@ -6,6 +6,7 @@ its last committed step. While writing the file is in WAL mode; closing it makes
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sqlite3
@@ -35,6 +36,20 @@ CREATE TABLE events(idx INTEGER PRIMARY KEY, step INTEGER NOT NULL, kind INTEGER
                     payload BLOB NOT NULL, observed BLOB);
 CREATE TABLE snapshots(idx INTEGER PRIMARY KEY, base INTEGER NOT NULL, payload BLOB NOT NULL);
 """
+
+
+def single_file(path: Path) -> None:
+    """Make the recording one file again after it was read while it was written.
+
+    Raises:
+        RecordingError: it cannot be written, or somebody still reads it.
+    """
+    try:
+        db = sqlite3.connect(path, isolation_level=None)
+        db.execute("PRAGMA journal_mode=DELETE")
+        db.close()
+    except sqlite3.Error as error:
+        raise RecordingError(f"{path}: cannot be closed: {error}") from None
 
 
 class Digest:
@@ -143,7 +158,9 @@ class Recorder:
 
     def _close(self) -> None:
         if self._db is not None:
-            self._db.execute("PRAGMA journal_mode=DELETE")
+            self._db.execute("PRAGMA busy_timeout=0")
+            with contextlib.suppress(sqlite3.OperationalError):  # somebody reads it; `single_file` does it afterwards
+                self._db.execute("PRAGMA journal_mode=DELETE")
             self._db.close()
             self._db = None
 

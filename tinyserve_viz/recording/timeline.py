@@ -75,12 +75,15 @@ class Timeline:
             self.header = Header.from_rows(rows)
         except (KeyError, ValueError, TypeError, TinyserveError) as error:
             raise RecordingError(f"{self.path}: damaged recording: header: {error}") from None
-        self.digest = rows["digest"].decode() if "digest" in rows else None
+        self.digest: str | None = None
         self.summary = rows.get("summary")
         self.refresh()
 
     def refresh(self) -> int:
-        """Look again how many events there are; returns that number."""
+        """Look again how many events there are, and whether it is complete by now; returns that number."""
+        if self.digest is None:
+            row = self._db.execute("SELECT value FROM meta WHERE key = 'digest'").fetchone()
+            self.digest = None if row is None else row[0].decode()
         self.num_events = int(self._db.execute("SELECT COALESCE(MAX(idx) + 1, 0) FROM events").fetchone()[0])
         return self.num_events
 

@@ -219,7 +219,7 @@ class Debugger(App[None]):
             widget = self.query_one(kind)
             widget.styles.display = "none" if hidden else "block" if shown or not compact else None
         needs = f"{SMALLEST[0]}×{SMALLEST[1]}"
-        text = f"This terminal has {width}×{height} characters; the debugger needs {needs}. q quits."
+        text = f"{width}×{height} is too small: it needs {needs}, q quits"
         self.query_one("#small", Static).update(text)
 
     def on_resize(self) -> None:

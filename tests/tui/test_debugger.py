@@ -1,0 +1,142 @@
+"""The debugger: a step back shows what was there, keys do what the help says, small terminals stay readable."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from textual.pilot import Pilot
+
+from tinyserve_viz.cli.main import main
+from tinyserve_viz.core.resources import data_folder
+from tinyserve_viz.recording.timeline import Timeline
+from tinyserve_viz.tui.app import HELP, PANELS, SMALLEST, Debugger
+
+QUICKSTART = str(data_folder("traces") / "quickstart.json")
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tui") / "run.rec"
+    assert main(["replay", QUICKSTART, "--kernels", "decisions", "--headless", "--record", str(path)]) == 0
+    return path
+
+
+def drive(
+    recording: Path,
+    actions: Callable[[Debugger, Pilot[None]], Awaitable[None]],
+    size: tuple[int, int] = (120, 40),
+    ascii_only: bool = False,
+) -> None:
+    async def play() -> None:
+        with Timeline(recording) as timeline:
+            app = Debugger(timeline, ascii_only=ascii_only)
+            async with app.run_test(size=size) as pilot:
+                await pilot.pause()
+                await actions(app, pilot)
+
+    asyncio.run(play())
+
+
+def drawn(app: Debugger) -> list[list[str]]:
+    """Every panel's lines at its size, as text."""
+    return [panel.plain(app.view, *panel.size) for panel in (app.query_one(kind) for kind in PANELS)]
+
+
+def test_forward_and_back_gives_the_same_cells_at_random_places(recording: Path) -> None:
+    async def wander(app: Debugger, pilot: Pilot[None]) -> None:
+        rng = random.Random(3)
+        for _ in range(12):
+            app._go(rng.randrange(2, app._player.num_events - 2))
+            before, position = drawn(app), app.position
+            for on, back in (("n", "p"), ("N", "P"), ("full_stop", "comma")):
+                await pilot.press(on)
+                assert app.position > position
+                await pilot.press(back)
+                app._go(position)
+                assert drawn(app) == before
+            await pilot.press("G", "g")
+            assert app.position == 0
+            app._go(position)
+            assert drawn(app) == before
+
+    drive(recording, wander)
+
+
+def test_steps_events_and_times_can_be_gone_to(recording: Path) -> None:
+    async def go(app: Debugger, pilot: Pilot[None]) -> None:
+        await pilot.press("colon", "7", "9", "enter")
+        assert app._player.timeline.step_of(app.position) == 79
+        await pilot.press("colon", "e", "4", "1", "enter")
+        assert app.position == 41
+        await pilot.press("colon", "t", "1", ".", "5", "enter")
+        assert app.view.frame.time_us <= 1_500_000
+        assert app.position > 41
+        await pilot.press("colon", "x", "enter")
+        assert app._notice == "'x': expected 57 (step), e412 (event) or t1.5 (seconds)"
+
+    drive(recording, go)
+
+
+def test_a_block_is_chosen_by_keys_and_its_holder_shown(recording: Path) -> None:
+    async def choose(app: Debugger, pilot: Pilot[None]) -> None:
+        await pilot.press("colon", "7", "9", "enter", "right", "right", "enter")
+        assert app._cursor == 1
+        assert app.view.frame.chosen == int(app.view.frame.owner[1])
+        assert any("block 1: " in line for line in drawn(app)[0])
+        await pilot.press("c")
+        assert app.view.mode == "ref"
+
+    drive(recording, choose)
+
+
+def test_every_key_of_the_bindings_stands_in_the_help(recording: Path) -> None:
+    signs = {
+        "full_stop": ".", "right_square_bracket": "]", "comma": ",", "left_square_bracket": "[",
+        "plus": "+", "minus": "-", "colon": ":", "slash": "/",
+        "left": "arrows", "right": "arrows", "up": "arrows", "down": "arrows",
+        "question_mark": "?", **{str(number): "1 … 6" for number in range(1, 7)},
+    }  # fmt: skip
+    for binding in Debugger.BINDINGS:
+        for key in binding.key.split(","):  # type: ignore[union-attr]
+            assert signs.get(key, key) in HELP, key
+
+
+@pytest.mark.parametrize("size", [(80, 24), (60, 16), (200, 60)])
+def test_every_size_shows_the_map_and_the_sentence(size: tuple[int, int], recording: Path) -> None:
+    async def look(app: Debugger, pilot: Pilot[None]) -> None:
+        await pilot.press("G", "P")
+        shown = {type(panel).NAME for panel in (app.query_one(kind) for kind in PANELS) if panel.size.height > 2}
+        assert {"blocks", "why"} <= shown
+        assert (len(shown) == len(PANELS)) == (size == (200, 60))
+        await pilot.press("5")
+        assert app.query_one(PANELS[4]).size.height > 2
+
+    drive(recording, look, size)
+
+
+def test_a_terminal_that_is_too_small_says_so_in_one_line(recording: Path) -> None:
+    async def look(app: Debugger, pilot: Pilot[None]) -> None:
+        picture = app.export_screenshot().replace("&#160;", " ")
+        assert f"58×14 is too small: it needs {SMALLEST[0]}×{SMALLEST[1]}, q quits" in picture
+
+    drive(recording, look, (58, 14))
+
+
+def test_ascii_draws_nothing_beyond_ascii(recording: Path) -> None:
+    async def look(app: Debugger, pilot: Pilot[None]) -> None:
+        await pilot.press("colon", "7", "9", "enter")
+        assert all(line.isascii() for lines in drawn(app) for line in lines)
+
+    drive(recording, look, ascii_only=True)
+
+
+def test_the_screenshot_command_needs_no_terminal(recording: Path, tmp_path: Path) -> None:
+    output = tmp_path / "screen.svg"
+    assert main(["replay", str(recording), "--screenshot", str(output), "--at", "79", "--size", "100x34"]) == 0
+    text = output.read_text(encoding="utf-8")
+    assert text.startswith("<svg")
+    assert "step&#160;79" in text
