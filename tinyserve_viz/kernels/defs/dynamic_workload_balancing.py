@@ -151,9 +151,10 @@ KERNEL = KernelDef(
         ),
     ),
     launch=Launch(
-        layout="one thread block: prefix sums over the sequences, then one thread per worker",
+        layout="one thread block: prefix sums over the sequences, then every cut finds its place by counting",
         grid=lambda _a: (1, 1, 1),
         threads=1024,
+        scratch_axes=lambda a: {"workspace_words": 6 * a["num_seqs"]},
     ),
     requires=(
         Requirement("num_workers must be at least 1", lambda axes, _scalars: axes["num_workers"] >= 1),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Scalar, Status, ceil_div
+from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Scalar, Status
 from tinyserve_viz.kernels.paging import resident
 
 METRICS = (
@@ -125,9 +125,9 @@ KERNEL = KernelDef(
         Scalar("super_size", "int32", "blocks in a super-page", 128),
     ),
     launch=Launch(
-        layout="one thread per block for runs and states, one per table entry for fill and scatter",
-        grid=lambda a: (max(1, ceil_div(max(a["num_blocks"], a["num_seqs"] * a["max_blocks_per_seq"]), 256)), 1, 1),
-        threads=256,
+        layout="one thread block: threads over table entries for fill and scatter, over blocks for states and runs",
+        grid=lambda _a: (1, 1, 1),
+        threads=1024,
     ),
     requires=(
         Requirement("block_size must be at least 1", lambda _axes, scalars: scalars["block_size"] >= 1),

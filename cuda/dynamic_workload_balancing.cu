@@ -1,0 +1,226 @@
+// Split the batch's blocks over workers: the list of segments that split attention walks.
+// One thread block of 1024 threads. even-blocks: prefix sums over the sequences, then every cut of the line of all units
+// (a sequence's border or a worker's) finds its own place in the list by counting the cuts below it, without a sort.
+// per-seq and lpt: ranks by counting; lpt hands out one sequence at a time, to the least of all workers by a reduction.
+// TinyServe S:534 (named only); lpt: Graham 1969.
+#include "common.cuh"
+
+extern "C" __global__ void dynamic_workload_balancing(
+    const int* seq_lens,          // [num_seqs] tokens
+    const int* kept,              // [num_seqs] blocks kept, the last among them, or null: all
+    int64_t* ranges,              // [num_workers][2] blocks first, end, counted along the segments
+    int64_t* load,                // [num_workers] tokens
+    int* segments,                // [max_segments][3] sequence, first block, end block, then -1
+    int64_t* segment_range,       // [num_workers][2]
+    int* seq_segments,            // [num_seqs][2] first segment, number of segments
+    int* num_segments,            // [1]
+    int64_t* imbalance_permille,  // [2] one worker per sequence, this plan
+    int* workspace,               // [workspace_words] two int64 rows, then two int rows of num_seqs
+    int64_t num_seqs,
+    int64_t num_workers,
+    int64_t max_segments,
+    int64_t workspace_words,
+    int block_size,
+    int mode,  // 0 even-blocks, 1 per-seq, 2 lpt
+    int* status) {
+    int64_t* const start_of = reinterpret_cast<int64_t*>(workspace);  // units before each sequence
+    int64_t* const cuts_of = start_of + num_seqs;  // sequence borders that no worker's border meets, before each one
+    int* const order = reinterpret_cast<int*>(cuts_of + num_seqs);  // sequences in the order in which they are given out
+    int* const worker_of = order + num_seqs;                        // worker of the i-th of them
+    __shared__ int64_t least_load[WARP_SIZE];
+    __shared__ int least_worker[WARP_SIZE];
+    int flags = 0;
+
+    const auto units_of = [&](int64_t seq) -> int64_t {
+        const int64_t length = max(seq_lens[seq], 0), blocks = (length + block_size - 1) / block_size;
+        return kept ? min(max((int64_t)kept[seq], (int64_t)0), blocks) : blocks;
+    };
+    const auto tokens_of = [&](int64_t seq) -> int64_t {
+        const int64_t length = max(seq_lens[seq], 0), blocks = (length + block_size - 1) / block_size;
+        const int64_t units = units_of(seq);
+        return units > 0 ? length - (blocks - units) * block_size : 0;
+    };
+    int64_t own_tokens = 0, longest = 0, total = 0;
+    for (int64_t first = 0; first < num_seqs; first += blockDim.x) {
+        const int64_t seq = first + threadIdx.x;
+        const bool inside = seq < num_seqs;
+        int64_t in_tile;
+        const int64_t start = total + block_exclusive_scan(inside ? units_of(seq) : 0, &in_tile);
+        total += in_tile;
+        if (!inside) continue;
+        start_of[seq] = start;
+        own_tokens += tokens_of(seq);
+        longest = max(longest, tokens_of(seq));
+        if (seq_lens[seq] < 0 || (kept && kept[seq] != units_of(seq))) flags |= STATUS_RANGE;
+    }
+    const int64_t all_tokens = block_sum(own_tokens);
+    longest = block_max(longest);
+    for (int64_t i = threadIdx.x; i < 3 * max_segments; i += blockDim.x) segments[i] = -1;
+    for (int64_t i = threadIdx.x; i < num_workers; i += blockDim.x) load[i] = 0;
+    __syncthreads();
+
+    int64_t listed = 0;
+    if (mode == 0) {
+        const auto share = [&](int64_t worker) { return worker * total / num_workers; };
+        // Workers' borders below a unit, each once: no two lie closer than a unit, nor do two units share one border.
+        const auto shares_below = [&](int64_t unit) {
+            return total == 0 ? 0 : min(unit, (unit * num_workers + total - 1) / total);
+        };
+        const auto meets_share = [&](int64_t unit) {
+            return share((unit * num_workers + total - 1) / total) == unit;
+        };
+        int64_t own_cuts = 0;
+        for (int64_t first = 0; first < num_seqs; first += blockDim.x) {
+            const int64_t seq = first + threadIdx.x;
+            const bool border = seq < num_seqs && units_of(seq) > 0 && !meets_share(start_of[seq]);
+            int64_t in_tile;
+            const int64_t before = own_cuts + block_exclusive_scan(border, &in_tile);
+            own_cuts += in_tile;
+            if (seq < num_seqs) cuts_of[seq] = before;
+        }
+        __syncthreads();
+        const auto first_from = [&](int64_t unit) {  // first sequence that starts at or behind a unit
+            int64_t low = 0, high = num_seqs;
+            while (low < high) {
+                const int64_t middle = (low + high) / 2;
+                if (start_of[middle] < unit) low = middle + 1;
+                else high = middle;
+            }
+            return low;
+        };
+        const auto cuts_below = [&](int64_t unit) {
+            const int64_t seq = first_from(unit);
+            return shares_below(unit) + (seq < num_seqs ? cuts_of[seq] : own_cuts);
+        };
+        listed = cuts_below(total);
+        for (int64_t seq = threadIdx.x; seq < num_seqs; seq += blockDim.x) {
+            const int64_t start = start_of[seq], units = units_of(seq);
+            const int64_t first = units > 0 ? cuts_below(start) : 0;
+            seq_segments[2 * seq] = (int)first;
+            seq_segments[2 * seq + 1] = units > 0 ? (int)(cuts_below(start + units) - first) : 0;
+            if (units > 0) {
+                segments[3 * first] = (int)seq;
+                segments[3 * first + 1] = 0;
+            }
+        }
+        for (int64_t worker = threadIdx.x; worker < num_workers; worker += blockDim.x) {
+            const int64_t unit = share(worker);
+            segment_range[2 * worker] = cuts_below(unit);
+            segment_range[2 * worker + 1] = cuts_below(share(worker + 1));
+            if (unit >= total) continue;
+            const int64_t seq = first_from(unit + 1) - 1;  // the last that starts at or before the unit has it
+            const int64_t at = cuts_below(unit);
+            segments[3 * at] = (int)seq;
+            segments[3 * at + 1] = (int)(unit - start_of[seq]);
+        }
+        __syncthreads();
+        for (int64_t at = threadIdx.x; at < listed; at += blockDim.x) {
+            const int seq = segments[3 * at];
+            const bool ends = at + 1 == listed || segments[3 * (at + 1)] != seq;
+            segments[3 * at + 2] = ends ? (int)units_of(seq) : segments[3 * (at + 1) + 1];
+        }
+    } else {
+        int64_t busy = 0;
+        for (int64_t first = 0; first < num_seqs; first += blockDim.x) {
+            const int64_t seq = first + threadIdx.x;
+            int64_t in_tile;
+            const bool has = seq < num_seqs && tokens_of(seq) > 0;
+            const int64_t rank = busy + block_exclusive_scan(has, &in_tile);
+            busy += in_tile;
+            if (has && mode == 1) {
+                order[rank] = (int)seq;
+                worker_of[rank] = (int)(seq % num_workers);
+            }
+        }
+        __syncthreads();
+        for (int64_t seq = threadIdx.x; mode == 2 && seq < num_seqs; seq += blockDim.x) {
+            const int64_t tokens = tokens_of(seq);
+            if (tokens == 0) continue;
+            int64_t rank = 0;
+            for (int64_t other = 0; other < num_seqs; ++other) {
+                const int64_t others = tokens_of(other);
+                rank += others > tokens || (others == tokens && other < seq);
+            }
+            order[rank] = (int)seq;
+        }
+        __syncthreads();
+        for (int64_t i = 0; mode == 2 && i < busy; ++i) {
+            int64_t least = 0x7fffffffffffffff;
+            int worker = 0x7fffffff;
+            const auto take = [&](int64_t tokens, int id) {
+                if (tokens < least || (tokens == least && id < worker)) {
+                    least = tokens;
+                    worker = id;
+                }
+            };
+            for (int64_t id = threadIdx.x; id < num_workers; id += blockDim.x) take(load[id], (int)id);
+            for (int width = WARP_SIZE / 2; width > 0; width /= 2) {
+                const int64_t tokens = __shfl_xor_sync(FULL_WARP, least, width);
+                take(tokens, __shfl_xor_sync(FULL_WARP, worker, width));
+            }
+            if (threadIdx.x % WARP_SIZE == 0) {
+                least_load[threadIdx.x / WARP_SIZE] = least;
+                least_worker[threadIdx.x / WARP_SIZE] = worker;
+            }
+            __syncthreads();
+            if (threadIdx.x == 0) {
+                for (int warp = 1; warp < blockDim.x / WARP_SIZE; ++warp) take(least_load[warp], least_worker[warp]);
+                worker_of[i] = worker;
+                load[worker] = least + tokens_of(order[i]);
+            }
+            __syncthreads();
+        }
+        listed = busy;
+        for (int64_t i = threadIdx.x; i < num_seqs; i += blockDim.x) seq_segments[2 * i] = seq_segments[2 * i + 1] = 0;
+        for (int64_t worker = threadIdx.x; worker < num_workers; worker += blockDim.x) {
+            int64_t below = 0, own = 0;
+            for (int64_t i = 0; i < busy; ++i) {
+                below += worker_of[i] < worker;
+                own += worker_of[i] == worker;
+            }
+            segment_range[2 * worker] = below;
+            segment_range[2 * worker + 1] = below + own;
+        }
+        __syncthreads();
+        for (int64_t i = threadIdx.x; i < busy; i += blockDim.x) {
+            int64_t at = segment_range[2 * (int64_t)worker_of[i]];
+            for (int64_t j = 0; j < i; ++j) at += worker_of[j] == worker_of[i];
+            const int64_t seq = order[i];
+            segments[3 * at] = (int)seq;
+            segments[3 * at + 1] = 0;
+            segments[3 * at + 2] = (int)units_of(seq);
+            seq_segments[2 * seq] = (int)at;
+            seq_segments[2 * seq + 1] = 1;
+        }
+    }
+    __syncthreads();
+
+    int64_t before = 0, largest = 0;
+    for (int64_t first = 0; first < num_workers; first += blockDim.x) {
+        const int64_t worker = first + threadIdx.x;
+        int64_t units = 0, tokens = 0;
+        if (worker < num_workers) {
+            for (int64_t at = segment_range[2 * worker]; at < segment_range[2 * worker + 1]; ++at) {
+                const int64_t seq = segments[3 * at], low = segments[3 * at + 1], high = segments[3 * at + 2];
+                const int64_t all = units_of(seq);
+                units += high - low;
+                tokens += (high - low) * block_size - (high == all ? all * block_size - tokens_of(seq) : 0);
+            }
+        }
+        int64_t in_tile;
+        const int64_t from = before + block_exclusive_scan(units, &in_tile);
+        before += in_tile;
+        if (worker >= num_workers) continue;
+        ranges[2 * worker] = from;
+        ranges[2 * worker + 1] = from + units;
+        load[worker] = tokens;
+        largest = max(largest, tokens);
+    }
+    largest = block_max(largest);
+    if (threadIdx.x == 0) {
+        num_segments[0] = (int)listed;
+        imbalance_permille[0] = all_tokens ? longest * num_seqs * 1000 / all_tokens : 0;
+        imbalance_permille[1] = all_tokens ? largest * num_workers * 1000 / all_tokens : 0;
+    }
+    if (flags) atomicOr(status, flags);
+}
