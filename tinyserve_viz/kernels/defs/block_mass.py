@@ -101,9 +101,10 @@ KERNEL = KernelDef(
         Scalar("reduction", "int32", "mass of a KV head from its query heads; the mean adds up to 1", 1, REDUCTION),
     ),
     launch=Launch(
-        layout="one thread block per (sequence, kv head); a warp per block of tokens",
+        layout="one thread block per (sequence, kv head); a warp per token, then a warp per block",
         grid=lambda a: (max(1, a["num_seqs"]), max(1, a["num_kv_heads"]), 1),
         threads=256,
+        scratch_axes=lambda a: {"max_tokens": a["max_blocks_per_seq"] * a["block_size"]},
     ),
     requires=(GROUPED, SCORING_HEADS),
 )

@@ -212,10 +212,9 @@ KERNEL = KernelDef(
         Scalar("clock", "int64", "logical clock that last_use takes", 0),
     ),
     launch=Launch(
-        layout="one thread block per sequence; keys in shared memory, ties to the lower logical block",
+        layout="one thread block per sequence: a radix select, then a scan in block order; ties to the lower block",
         grid=lambda a: (max(1, a["num_seqs"]), 1, 1),
         threads=256,
-        shared_bytes=lambda a: 8 * min(a["max_blocks_per_seq"], 4096),
     ),
     requires=(
         Requirement(
