@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -16,6 +17,7 @@ from tinyserve_viz.recording.recorder import single_file
 from tinyserve_viz.recording.timeline import Timeline
 from tinyserve_viz.tui.app import Debugger
 
+_SWITCH_S = 0.0005  # between the replay's and the screen's thread: at Python's 5 ms a frame waits for the replay
 _PATIENCE_S = 20.0  # for the first rows of the recording
 
 
@@ -50,6 +52,7 @@ def watch_replay(header: Header, record: Path | None, force: bool, ascii_only: b
     scratch = Path(tempfile.mkdtemp(prefix="tinyserve-viz-")) if record is None else None
     path = record if record is not None else Path(str(scratch), "replay.rec")
     replay = _Replay(header, path, force)
+    sys.setswitchinterval(_SWITCH_S)
     replay.start()
     try:
         timeline = _first_sight(path, replay)
