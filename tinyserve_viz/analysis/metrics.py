@@ -44,7 +44,7 @@ class Metrics:
         self.prefill_tokens = self.decoded_tokens = 0
         self._decode_tokens = self._decode_slots = self._resident = self._used_slots = 0
         self._sum_used = self._internal_steps = 0
-        self.peak_used = self.peak_used_slots = 0
+        self.peak_used = 0
         self.allocations = self.frees = self.evictions = self.copies = self.preemptions = 0
         self.completed = self.rejected = self.cancelled = 0
         self.recomputed_tokens = 0
@@ -76,8 +76,6 @@ class Metrics:
         self._used_slots += event.used_slots
         if event.peak_blocks > self.peak_used:
             self.peak_used = event.peak_blocks
-        if event.used_slots > self.peak_used_slots:
-            self.peak_used_slots = event.used_slots
 
     def _blocks_allocated(self, event: Any) -> None:
         self.allocations += len(event.blocks)
@@ -198,9 +196,7 @@ class Metrics:
             "blocks": {
                 "num_blocks": self._engine.num_blocks,
                 "block_size": self._engine.block_size,
-                "peak_used": self.peak_used
-                if self._engine.allocator == "paged"
-                else -(-self.peak_used_slots // self._engine.block_size),
+                "peak_used": self.peak_used,
                 "allocations": self.allocations,
                 "frees": self.frees,
                 "copies_on_write": self.copies,

@@ -242,7 +242,7 @@ class StepEnded(Event):
     `prefilled` int32 are sequences whose prompt is complete since this step. Sums over the step's decoding sequences,
     each after its write: `decode_tokens` = Σ context length, `decode_slots` = Σ token slots reserved for it.
     `resident_tokens` counts the distinct tokens in the `used_blocks` blocks (baselines: `used_slots` reserved slots);
-    `peak_blocks` were used before the step's frees.
+    `peak_blocks` were used before the step's frees (baselines: the reserved slots in blocks, rounded up).
     """
 
     time_us: int

@@ -697,7 +697,10 @@ class Engine:
             num_prefill = int(counts.sum())
         progress = len(prefill_seqs) or len(plan.decoding) or plan.preempted or self.done_at_fork
         assert progress, "a step with sequences in the queues must make progress"
-        peak = self.state.num_used - self.state.null_blocks
+        if self.reserving is None:
+            peak = self.state.num_used - self.state.null_blocks
+        else:
+            peak = -(-int(self.state.reserved_len.sum()) // self.config.block_size)
         self.emit(ev.TokensWritten(plan.decoding, prefill_seqs, counts))
         if self.kernels is not None:
             self._run_kernels(self.kernels, plan.decoding)
