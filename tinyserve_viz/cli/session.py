@@ -186,12 +186,13 @@ def summarize_recording(timeline: Timeline, check_every_step: bool = False) -> d
     state: CacheState = header.empty_state()
     metrics, digest = Metrics(header.workload, header.engine), Digest()
     checker = _checker(header, state, check_every_step)
-    for step, event in timeline.events():
-        apply(state, event)
-        digest.add(step, event)
-        metrics.add(step, event)
-        checker.add(step, event)
-    checker.check_now()
+    with timeline.reading():
+        for step, event in timeline.events():
+            apply(state, event)
+            digest.add(step, event)
+            metrics.add(step, event)
+            checker.add(step, event)
+        checker.check_now()
     recorded = json.loads(timeline.summary) if timeline.summary else {}
     outcome = Outcome(
         header=header,

@@ -128,10 +128,10 @@ class Recorder:
         try:
             self._db.execute("BEGIN")
             self._db.executemany("INSERT INTO events VALUES(?,?,?,?,?,?)", self._rows)
-            self._rows.clear()
             if snapshot:
                 self._write_snapshot()
             self._db.execute("COMMIT")
+            self._rows.clear()  # not before: who is interrupted in here must still have them
         except sqlite3.Error as error:
             raise self._failed(error) from None
         self._next_commit = time.monotonic() + COMMIT_EVERY_S
@@ -169,6 +169,7 @@ class Recorder:
         if self._db is not None:
             self._db.close()
             self._db = None
+        self._drop_unfinished()
         return RecordingError(f"{self.path}: cannot be written: {error}")
 
     def __enter__(self) -> Recorder:
@@ -177,13 +178,27 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Interrupted or failed: keep the steps that are complete, so the file opens to the last of them."""
+        """Interrupted or failed: keep the steps that are complete, so the file opens to the last of them.
+
+        What was to replace an existing recording is dropped instead: that one stays.
+        """
         if self._db is None:
             return
         last = max((i for i, row in enumerate(self._rows) if row[2] in _STEP_KINDS), default=-1)
         del self._rows[last + 1 :]
         try:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            (stored,) = self._db.execute("SELECT COALESCE(MAX(idx), -1) FROM events").fetchone()
+            self._rows = [row for row in self._rows if row[0] > stored]
             self._commit(snapshot=False)
             self._close()
         except (RecordingError, sqlite3.Error):
             self._db = None
+        self._drop_unfinished()
+
+    def _drop_unfinished(self) -> None:
+        """Delete what stands beside an existing recording and will not replace it any more."""
+        if self._target != self.path:
+            for suffix in ("", "-wal", "-shm", "-journal"):
+                self._target.with_name(self._target.name + suffix).unlink(missing_ok=True)

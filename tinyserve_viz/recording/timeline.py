@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sqlite3
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -17,6 +19,16 @@ from tinyserve_viz.recording.recorder import APPLICATION_ID
 from tinyserve_viz.recording.snapshot import restore
 
 _SQLITE_MAGIC = b"SQLite format 3\x00"
+_GARBLED = (
+    sqlite3.Error,
+    zlib.error,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    MemoryError,
+)
 
 
 def is_recording(path: Path) -> bool:
@@ -99,14 +111,21 @@ class Timeline:
             RecordingError: the file is damaged there.
         """
         stop = self.num_events if stop is None else stop
-        try:
+        with self.reading():
             query = "SELECT step, kind, payload, observed FROM events WHERE idx >= ? AND idx < ? ORDER BY idx"
             for step, kind, payload, observed in self._db.execute(query, (start, stop)):
                 if kind >= len(EVENT_TYPES):
                     raise RecordingError(f"{self.path}: unknown event kind {kind}; made by a newer version?")
                 yield step, decode_event(kind, payload, observed)
-        except (sqlite3.Error, ValueError) as error:
-            raise RecordingError(f"{self.path}: damaged recording: {error}") from None
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """What garbled bytes break in here, up to an event that cannot be applied, becomes one RecordingError."""
+        try:
+            yield
+        except _GARBLED as error:
+            reason = str(error) if isinstance(error, sqlite3.Error) else f"{type(error).__name__}: {error}"
+            raise RecordingError(f"{self.path}: damaged recording: {reason}") from error
 
     def event(self, index: int) -> tuple[int, Event]:
         """(step, event) number `index`."""
@@ -116,28 +135,28 @@ class Timeline:
         """(index, step, event) of every event of one type, in order."""
         kind = KIND_OF[event_type]
         query = "SELECT idx, step, payload, observed FROM events WHERE kind = ? ORDER BY idx"
-        for index, step, payload, observed in self._db.execute(query, (kind,)):
-            yield index, step, decode_event(kind, payload, observed)
+        with self.reading():
+            for index, step, payload, observed in self._db.execute(query, (kind,)):
+                yield index, step, decode_event(kind, payload, observed)
 
     def seek(self, num_events: int) -> CacheState:
         """A fresh state after the first `num_events` events: the nearest snapshot, then forwards from there."""
         num_events = max(0, min(num_events, self.num_events))
-        try:
+        with self.reading():
             query = "SELECT idx, base, payload FROM snapshots WHERE idx <= ? ORDER BY idx DESC LIMIT 1"
             index, base, payload = self._db.execute(query, (num_events,)).fetchone()
             full = payload
             if base != index:
                 full = self._db.execute("SELECT payload FROM snapshots WHERE idx = ?", (base,)).fetchone()[0]
-        except (sqlite3.Error, TypeError) as error:
-            raise RecordingError(f"{self.path}: damaged recording: snapshots: {error}") from None
-        state = restore(self.header.empty_state(), full, payload if base != index else None)
-        self.advance(state, index, num_events)
+            state = restore(self.header.empty_state(), full, payload if base != index else None)
+            self.advance(state, index, num_events)
         return state
 
     def advance(self, state: CacheState, start: int, stop: int) -> None:
         """Apply the events numbered start … stop − 1 to `state`, which stands at `start`."""
-        for _, event in self.events(start, stop):
-            apply(state, event)
+        with self.reading():
+            for _, event in self.events(start, stop):
+                apply(state, event)
 
     def first_event_of_step(self, step: int) -> int:
         """Number of the first event that belongs to `step` or a later one."""
