@@ -126,6 +126,19 @@ def test_a_terminal_that_is_too_small_says_so_in_one_line(recording: Path) -> No
     drive(recording, look, (58, 14))
 
 
+def test_a_terminal_that_shrinks_and_grows_again_keeps_up(recording: Path) -> None:
+    async def resize(app: Debugger, pilot: Pilot[None]) -> None:
+        await pilot.press("G")
+        await pilot.resize_terminal(50, 12)
+        await pilot.pause(0.1)
+        assert "50×12 is too small" in app.export_screenshot().replace("&#160;", " ")
+        await pilot.resize_terminal(120, 40)
+        await pilot.pause(0.1)
+        assert all(app.query_one(kind).size.height > 2 for kind in PANELS)
+
+    drive(recording, resize)
+
+
 def test_ascii_draws_nothing_beyond_ascii(recording: Path) -> None:
     async def look(app: Debugger, pilot: Pilot[None]) -> None:
         await pilot.press("colon", "7", "9", "enter")

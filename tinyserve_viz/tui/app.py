@@ -223,8 +223,8 @@ class Debugger(App[None]):
         self.query_one("#small", Static).update(text)
 
     def on_resize(self) -> None:
-        """Choose the layout that fits."""
-        self._lay_out()
+        """Choose the layout that fits, once the new size is known."""
+        self.call_after_refresh(self._lay_out)
 
     # ── actions ─────────────────────────────────────────────────────────────────────────────────────────────────
 
