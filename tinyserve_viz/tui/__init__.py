@@ -1,1 +1,1 @@
-"""tui."""
+"""The terminal debugger: panels that draw one immutable frame of a recording."""

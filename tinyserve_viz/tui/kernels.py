@@ -74,14 +74,12 @@ class Kernels(Panel):
 
 def plotted(times_us: Sequence[float], first_step: int, width: int, height: int) -> list[str]:
     """A line plot of the time of all kernels a step, by plotext, without colours."""
-    figure = plotext
-    figure.clear_figure()
+    figure = plotext.figure
+    figure.clear()
     figure.theme("clear")
-    figure.plotsize(width, height)
+    figure.plot_size(width, height)
     figure.title("all kernels, ms a step")
-    figure.plot(
-        list(range(first_step, first_step + len(times_us))), [time / 1e3 for time in times_us], marker="braille"
-    )
-    figure.frame(False)
+    steps = list(range(first_step, first_step + len(times_us)))
+    figure.signal(steps, [time / 1e3 for time in times_us]).lines()
     drawn: str = figure.build()
-    return [text.rstrip() for text in figure.uncolorize(drawn).splitlines()]
+    return [text.rstrip() for text in plotext.uncolorize(drawn).splitlines()]
