@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Scalar, Status
+from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Scalar, Stage, Status, ceil_div
 from tinyserve_viz.kernels.defs.block_allocation import start_new_life, valid_requests
 from tinyserve_viz.kernels.defs.fused_block_copy import STRIDE_HOLDS_POOL
 from tinyserve_viz.kernels.layout import F16, LAYERED_BOX
@@ -171,9 +171,18 @@ KERNEL = KernelDef(
         ),
     ),
     launch=Launch(
-        layout="candidates sorted per region, then ranks by scan over the requests; commit order is request order",
+        layout="one thread block: per region a radix select and a sort of the reachable blocks, then ranks by scan",
         grid=lambda _a: (1, 1, 1),
         threads=1024,
+        after=(
+            Stage(
+                "forget",
+                lambda a: (max(1, ceil_div(a["num_requests"], 8)), 1, 1),
+                256,
+                lambda facts: any(facts[f"has_{name}"] for name in ("freq", "hits", "lookups", "box")),
+            ),
+        ),
+        scratch_axes=lambda a: {"workspace_words": 2 << int(a["num_requests"]).bit_length()},
     ),
     requires=(STRIDE_HOLDS_POOL,),
 )
