@@ -1,43 +1,66 @@
-"""The totals of a replay, worked out by hand from a few requests."""
+"""The totals of a replay against sums made by hand, and the fragmentation of literal pools."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.engine.scenario import Scenario, req
 from tests.memory.test_eviction import NUM, empty_state
-from tinyserve_viz.analysis.metrics import fragmentation, leaked_blocks
+from tinyserve_viz.analysis.metrics import Metrics, fragmentation, leaked_blocks
+from tinyserve_viz.core import events as ev
+from tinyserve_viz.core.config import EngineConfig
+from tinyserve_viz.core.state import CacheState
 
 
-def test_the_totals_of_two_samples_are_those_counted_by_hand() -> None:
-    # 10 prompt tokens in blocks 0 … 2; a.0 copies block 2 to 3; tokens 11 and 12 fill both.
-    played = Scenario(req("a", 10, 2, [1, 2], n=2))
+def metrics() -> Metrics:
+    return Metrics(empty_state().workload, EngineConfig(block_size=4, num_blocks=NUM))
+
+
+def ids(*blocks: int) -> ev.I32:
+    return np.array(blocks, dtype=np.int32)
+
+
+def pool(used: list[int], fill: list[int]) -> CacheState:
+    """Twelve blocks of 16 tokens, of which `used` hold `fill` tokens."""
+    state = empty_state()
+    state.ref[used] = 1
+    state.fill[used] = fill
+    return state
+
+
+def test_a_replay_by_hand() -> None:
+    # a runs in steps 0 … 2; b arrives before they end, runs in steps 3 … 5 and hits the first block of a.
+    played = Scenario(req("a", 6, 2, [1, 2]), req("b", 7, 2, [1, 3], at=50_000))
     assert played.metrics == {
-        "requests": {"completed": 1, "preemptions": 0, "rejected": 0, "cancelled": 0},
-        "tokens": {"prefilled": 10, "decoded": 4, "lost_to_preemption": 0},
+        "requests": {"completed": 2, "preemptions": 0, "rejected": 0, "cancelled": 0},
+        "tokens": {"prefilled": 9, "decoded": 4, "lost_to_preemption": 0},
         "blocks": {
             "num_blocks": 12,
             "block_size": 4,
-            "peak_used": 4,
+            "peak_used": 3,
             "allocations": 4,
-            "frees": 7,  # references given up: 3 each at the end, 1 by the copy
-            "copies_on_write": 1,
+            "frees": 5,
+            "copies_on_write": 0,
             "evictions": 0,
             "compaction_moves": 0,
             "leaked": 0,
         },
         "prefix": {
-            "prompt_tokens": 10,
-            "hit_tokens": 0,
-            "token_hit_rate": 0.0,
-            "misses": {"capped": 1, "tail": 1, "cold": 8, "orphaned": 0, "preempted": 0, "evicted": 0},
+            "prompt_tokens": 13,
+            "hit_tokens": 4,
+            "token_hit_rate": 4 / 13,
+            "misses": {"capped": 2, "tail": 3, "cold": 4, "orphaned": 0, "preempted": 0, "evicted": 0},
         },
+        # Decoding: a with 7 and 8 tokens in 8 and 8 slots, b with 8 and 9 in 8 and 12.
+        # In the pool at the end of the steps: 6, 7, 0 tokens of a, then 7, 8, 0 of b, in 8, 8, 0, 8, 8, 0 slots.
         "utilization": {
-            "decode": (11 + 11 + 12 + 12) / (4 * 12),
-            "physical": (10 + 14) / (12 + 16),  # the last step ends with nothing in use
-            "mean": (12 + 16) / (3 * 48),
-            "waste": pytest.approx(4 / 28),
+            "decode": 32 / 36,
+            "physical": 28 / 32,
+            "mean": 32 / (6 * 48),
+            "waste": 1 - 28 / 32,
         },
         "fragmentation": {
             "internal": None,
@@ -49,54 +72,109 @@ def test_the_totals_of_two_samples_are_those_counted_by_hand() -> None:
     }
 
 
-def test_a_shared_block_counts_for_each_sequence_in_decode_and_once_in_physical() -> None:
-    played = Scenario(req("a", 8, 1, n=2), req("b", 20, 2))
-    # One decode step of a.0 and a.1 (9 tokens in 3 blocks each) and two of b (21 and 22 in 6 blocks).
-    assert played.metrics["utilization"]["decode"] == (9 + 9 + 21 + 22) / (12 + 12 + 24 + 24)
-
-
-def test_what_a_baseline_reserves_is_what_it_uses() -> None:
-    played = Scenario(req("a", 6, 2), allocator="contiguous", max_model_len=20, prefix_caching=False)
-    assert played.metrics["utilization"]["decode"] == (7 + 8) / (20 + 20)
-    assert played.metrics["blocks"]["peak_used"] == 5
+@pytest.mark.parametrize(("allocator", "peak"), [("paged", 2), ("exact", 2), ("pow2", 2), ("contiguous", 8)])
+def test_the_peak_counts_what_a_step_frees_again(allocator: str, peak: int) -> None:
+    played = Scenario(req("a", 7, 0), allocator=allocator, max_model_len=30)
+    assert played.metrics["blocks"]["peak_used"] == peak
 
 
 def test_nothing_measured_is_none_and_not_zero() -> None:
-    played = Scenario(req("a", 60, 1))
-    assert played.metrics["requests"]["rejected"] == 1
-    assert played.metrics["utilization"] == {"decode": None, "physical": None, "mean": None, "waste": None}
-    assert played.metrics["prefix"]["token_hit_rate"] is None
+    found = metrics().as_dict(empty_state())
+    assert found["prefix"]["token_hit_rate"] is None
+    assert found["utilization"] == {"decode": None, "physical": None, "mean": None, "waste": None}
+    assert metrics().selection() is None
+    assert metrics().kernels() == []
 
 
-def test_fragmentation_of_a_pool_with_holes() -> None:
-    state = empty_state()  # 12 blocks of 16
-    state.ref[[0, 1, 4, 9]] = 1
-    state.fill[[0, 1, 4, 9]] = [16, 16, 8, 4]
-    assert fragmentation(state) == {
-        "internal": 1 - 44 / 64,
-        "external": 1 - 4 / 8,
-        "frag_ratio": 10 / 4,
-        "num_free_runs": 3,
-        "longest_free_run": 4,
+def test_copies_count_as_allocation_and_as_free() -> None:
+    summed = metrics()
+    summed.add(0, ev.BlocksCopied(ids(0, 1), ids(2, 2), ids(5, 5), ids(6, 7), ids(1, 1)))
+    assert (summed.copies, summed.allocations, summed.frees) == (2, 2, 2)
+
+
+def test_selection_sums_over_rows_and_keeps_the_extremes() -> None:
+    summed = metrics()
+    none = np.zeros(0, dtype=np.float32)
+    for mass, error, read in (([0.5, 1.0], [0.25, 0.0], 30), ([0.75, 0.75], [0.5, 0.25], 10)):
+        summed.add(
+            0,
+            ev.BlocksSelected(
+                0, "paper", ids(0), 1, ids(1), ids(0), ids(2), np.zeros(1, dtype=np.int8), none, none,
+                np.array(mass, dtype=np.float32), np.array(error, dtype=np.float32), read, 50,
+            ),
+        )  # fmt: skip
+    assert summed.selection() == {
+        "policy": "paper",
+        "ratio": 0.3,
+        "rows": 2,
+        "retained_mass": {"mean": 0.75, "min": 0.5},
+        "output_error": {"mean": 0.25, "max": 0.5},
+        "read_share": 0.4,
+        "resident_share": 1.0,
+        "levels": {"raised": 0, "lowered": 0},
+        "compactions": 0,
     }
+
+
+@pytest.mark.parametrize(("provenance", "gb_per_s"), [("measured", [0.4, 0.05]), ("reference", [None, None])])
+def test_kernel_times_are_summed_and_bandwidth_is_said_of_measured_ones_alone(
+    provenance: str, gb_per_s: list[Any]
+) -> None:
+    summed = metrics()
+    for total in (4.0, 8.0, 3.0):
+        summed.add(
+            0,
+            ev.KernelsTimed("block_fork other", ids(2, 1), np.array([total, 20.0]), np.array([2000, 1000]), provenance),
+        )
+    assert summed.kernels() == [
+        {"name": name, "calls": calls, "total_us": total, "median_us": median, "bytes": moved, "gb_per_s": speed,
+         "provenance": provenance}
+        for (name, calls, total, median, moved), speed in zip(
+            [("block_fork", 6, 15.0, 2.0, 6000), ("other", 3, 60.0, 20.0, 3000)], gb_per_s, strict=True
+        )
+    ]  # fmt: skip
+
+
+def test_compactions_without_moves_are_not_counted() -> None:
+    summed = metrics()
+    for src, dst in (((), ()), ((7, 9), (1, 2))):
+        summed.add(0, ev.CompactionPlanned("moved", ids(*src), ids(*dst), 3, 2, 0, 2, 9, 3, 3000, 1000))
+    assert (summed.compactions, summed.compaction_moves) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("used", "fill", "expected"),
+    [
+        ([], [], (None, 0.0, None, 1, 12)),
+        ([0, 1, 2], [16, 16, 4], (1 - 36 / 48, 0.0, 1.0, 1, 9)),
+        # · = free: 0 ··· 4 ···· 9 10 ·  → runs of 3, 4 and 1
+        ([0, 4, 9, 10], [16, 16, 16, 8], (1 - 56 / 64, 1 - 4 / 8, 11 / 4, 3, 4)),
+        (list(range(12)), [16] * 12, (0.0, None, 1.0, 0, 0)),
+    ],
+)
+def test_fragmentation_of_a_paged_pool(used: list[int], fill: list[int], expected: tuple[Any, ...]) -> None:
+    names = ("internal", "external", "frag_ratio", "num_free_runs", "longest_free_run")
+    assert fragmentation(pool(used, fill)) == dict(zip(names, expected, strict=True))
 
 
 def test_fragmentation_of_reserved_ranges() -> None:
     state = empty_state()  # 192 slots
-    state.reserved_start, state.reserved_len = np.array([20, 60], dtype=np.int64), np.array([10, 50], dtype=np.int64)
-    state.ctx = np.array([10, 20], dtype=np.int32)
-    assert fragmentation(state) == {
-        "internal": 1 - 30 / 60,
-        "external": 1 - 82 / 132,
-        "frag_ratio": 110 / 60,
+    state.reserved_start = np.array([100, 20, -1], dtype=np.int64)
+    state.reserved_len = np.array([40, 60, 0], dtype=np.int64)
+    state.ctx = ids(10, 40, 0)
+    assert fragmentation(state) == {  # holes of 20, 20 and 52 slots
+        "internal": 0.5,
+        "external": 1 - 52 / 92,
+        "frag_ratio": 1.4,
         "num_free_runs": 3,
-        "longest_free_run": 5,
+        "longest_free_run": 3,
     }
 
 
-def test_a_reference_that_no_table_explains_is_a_leak() -> None:
-    state = empty_state()
-    assert leaked_blocks(state) == 0
-    state.ref[3], state.num_used = 1, 1
+def test_a_referenced_block_that_no_live_sequence_names_is_leaked() -> None:
+    state = pool([3, 4], [1, 1])
+    state.num_used = 2
+    state.slot[0], state.slot_used[0] = 0, True
+    state.tables = np.full((1, 2), -1, dtype=np.int32)
+    state.tables[0, 0], state.num_held[0] = 3, 1
     assert leaked_blocks(state) == 1
-    assert state.num_blocks == NUM
