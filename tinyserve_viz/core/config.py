@@ -10,6 +10,7 @@ from tinyserve_viz.core.errors import ConfigError
 MAX_LENGTH = 1_048_576  # tokens; the longest context that a trace may name (design §4)
 ALLOCATORS = ("paged", "contiguous", "pow2", "exact")
 EVICTIONS = ("lru", "fifo", "lfu", "clock", "seed")
+SELECTIONS = ("paper", "seed")
 CONTENT_KINDS = ("topics", "iid", "npz")
 CLOCKS = ("model", "measured")
 
@@ -59,6 +60,7 @@ class EngineConfig:
             _in_range(self, name, low, high)
         _one_of("allocator", self.allocator, ALLOCATORS)
         _one_of("eviction", self.eviction, EVICTIONS)
+        _one_of("selection", self.selection, SELECTIONS)
         _one_of("clock", self.clock, CLOCKS)
 
 

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from tinyserve_viz.core import events as ev
 from tinyserve_viz.core.check import Violation
 from tinyserve_viz.core.config import ContentConfig, EngineConfig, ModelConfig
-from tinyserve_viz.core.errors import ConfigError
 from tinyserve_viz.core.state import CacheState
 from tinyserve_viz.engine.content import Content
 from tinyserve_viz.engine.useful_bytes import attention_bytes, copy_bytes, scoring_bytes, write_bytes
@@ -58,8 +57,6 @@ class KernelPipeline:
         backend: Backend,
         config: PipelineConfig,
     ) -> None:
-        if engine.selection not in ("paper", "seed"):
-            raise ConfigError(f"unknown selection {engine.selection!r}; known: paper, seed")
         self._state, self._engine, self._model, self._config, self._backend = state, engine, model, config, backend
         self.name = backend.name  # with `supports` and `run` the pipeline stands in for it, so that calls are timed
         self.content = Content(content, model, state.workload, engine.block_size)

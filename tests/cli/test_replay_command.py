@@ -1,0 +1,226 @@
+"""`replay` from the command line: one object or one text on stdout, messages on stderr, no wait for a terminal."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinyserve_viz.cli.main import main
+from tinyserve_viz.core.events import StepEnded
+from tinyserve_viz.core.resources import data_folder
+from tinyserve_viz.recording.codec import encode_event
+from tinyserve_viz.recording.timeline import Timeline
+
+TRACES = data_folder("traces")
+QUICKSTART = str(TRACES / "quickstart.json")
+HEADLESS = ["replay", QUICKSTART, "--kernels", "none", "--headless"]
+
+NAMES: dict[str, Any] = {  # what the summary promises to programs that read it; None: no further names
+    "schema": None,
+    "trace": {"name", "format", "num_requests"},
+    "backend": None,
+    "device": None,
+    "kernels_run": None,
+    "content": None,
+    "config": {"engine", "model", "rules"},
+    "steps": None,
+    "wall_s": None,
+    "virtual_time_s": None,
+    "requests": {"completed", "preemptions", "rejected", "cancelled"},
+    "blocks": {
+        "num_blocks", "block_size", "peak_used", "allocations", "frees", "copies_on_write", "evictions",
+        "compaction_moves", "leaked",
+    },
+    "prefix": {"prompt_tokens", "hit_tokens", "token_hit_rate", "misses"},
+    "utilization": {"decode", "physical", "mean", "waste"},
+    "fragmentation": {"internal", "external", "frag_ratio"},
+    "selection": None,
+    "kernels": None,
+    "invariants": {"checked", "violations"},
+    "digest": None,
+}  # fmt: skip
+
+
+def summary_of(arguments: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) -> dict[str, Any]:
+    """The one JSON object that a call prints."""
+    assert main([*arguments, "--json"]) == code
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert printed.out.count("\n") == 1
+    found: dict[str, Any] = json.loads(printed.out)
+    return found
+
+
+@pytest.mark.parametrize("kernels", ["none", "decisions", "all"])
+def test_the_json_summary_has_every_promised_name(kernels: str, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = summary_of(["replay", QUICKSTART, "--headless", "--kernels", kernels], capsys)
+    for name, inner in NAMES.items():
+        assert name in summary
+        assert inner is None or inner <= set(summary[name]), name
+    assert summary["schema"] == 1
+    assert summary["trace"] == {"name": "quickstart", "format": "json", "num_requests": 10}
+    assert set(summary["prefix"]["misses"]) == {"capped", "tail", "cold", "orphaned", "preempted", "evicted"}
+    names = {"name", "calls", "total_us", "median_us", "bytes", "gb_per_s", "provenance"}
+    assert all(names <= set(kernel) for kernel in summary["kernels"])
+    assert bool(summary["kernels"]) == (kernels != "none")
+    assert (summary["selection"] is None) == (kernels == "none")
+
+
+def test_a_recording_gives_the_summary_of_its_replay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "run.rec")
+    live = summary_of([*HEADLESS, "--record", path], capsys)
+    read = summary_of(["replay", path, "--headless"], capsys)
+    assert {name: value for name, value in read.items() if name not in live} == {
+        "complete": True,
+        "digest_matches": True,
+    }
+    assert {name: read[name] for name in live} == live
+
+
+@pytest.mark.parametrize("option", [["--record", "again.rec"], ["--decisions", "d.jsonl"]])
+def test_a_recording_is_not_recorded_again(
+    option: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "run.rec")
+    assert main([*HEADLESS, "--record", path]) == 0
+    capsys.readouterr()
+    assert main(["replay", path, "--headless", *option]) == 2
+    assert capsys.readouterr() == (
+        "",
+        f"tinyserve-viz: {path}: is a recording already; --record and --decisions take a trace\n",
+    )
+
+
+def test_a_changed_event_is_a_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "run.rec"
+    assert main([*HEADLESS, "--record", str(path)]) == 0
+    capsys.readouterr()
+    with Timeline(path) as timeline:
+        number, _, event = next(timeline.events_of_kind(StepEnded))
+    assert isinstance(event, StepEnded)
+    _, _, payload, _ = encode_event(replace(event, num_waiting=event.num_waiting + 1))
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE events SET payload = ? WHERE idx = ?", (payload, number))
+    db.close()
+    assert main(["replay", str(path), "--headless", "--json"]) == 1
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["digest_matches"] is False
+    assert printed.err == f"tinyserve-viz: {path}: the digest of the events is not the recorded one\n"
+
+
+def test_same_trace_and_seed_same_digest_and_another_policy_another(capsys: pytest.CaptureFixture[str]) -> None:
+    digests = [
+        summary_of([*HEADLESS, *more], capsys)["digest"]
+        for more in ([], [], ["--check", "every"], ["--eviction", "fifo"], ["--prefix-caching", "off"])
+    ]
+    assert len(set(digests[:3])) == 1
+    assert len(set(digests[2:])) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "section", "expected"),
+    [
+        (["--block-size", "32"], "block_size", 32),
+        (["--num-blocks", "90"], "num_blocks", 90),
+        (["--max-batch-tokens", "77"], "max_batch_tokens", 77),
+        (["--max-num-seqs", "3"], "max_num_seqs", 3),
+        (["--allocator", "contiguous", "--max-model-len", "400"], "max_model_len", 400),
+        (["--eviction", "clock"], "eviction", "clock"),
+        (["--prefix-caching", "off"], "prefix_caching", False),
+        (["--selection", "seed"], "selection", "seed"),
+        (["--ratio", "0.25"], "ratio_permille", 250),
+    ],
+)
+def test_options_win_over_the_file(
+    options: list[str], section: str, expected: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fragmentation = str(TRACES / "fragmentation.json")  # without prefix ids: it takes every block size
+    summary = summary_of(["replay", fragmentation, "--limit", "3", "--kernels", "none", "--headless", *options], capsys)
+    assert summary["config"]["engine"][section] == expected
+
+
+def test_limit_and_seed(capsys: pytest.CaptureFixture[str]) -> None:
+    summary = summary_of([*HEADLESS, "--limit", "2", "--seed", "9"], capsys)
+    assert summary["trace"]["num_requests"] == 2
+    assert summary["content"]["seed"] == 9
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--num-blocks", "0"], "argument --num-blocks: '0' given, expected a whole number, 1 or more; see --help"),
+        (["--num-blocks", "1e3"], "argument --num-blocks: '1e3' given, expected a whole number, 1 or more; see --help"),
+        (["--num-blocks", "9" * 12], "num_blocks is 999999999999, expected a whole number from 1 to 67108864"),
+        (["--block-size", "-4"], "argument --block-size: '-4' given, expected a whole number, 1 or more; see --help"),
+        (["--block-size", "4096"], "block_size is 4096, expected a whole number from 1 to 1024"),
+        (["--block-size", "24"], "block_size is 24, expected a divisor of quickstart's hash_block 16"),
+        (["--eviction", "lruu"], "unknown eviction 'lruu'; known: clock, fifo, lfu, lru, seed"),
+        (["--eviction", "belady"], "unknown eviction 'belady'; known: clock, fifo, lfu, lru, seed"),
+        (["--allocator", "slab"], "argument --allocator: invalid choice: 'slab'"),
+        (["--profile", "sglang"], "unknown profile 'sglang'; known: tinyserve, vllm"),
+        (["--arrivals", "never"], "unknown arrivals 'never'; known: "),
+        (["--rule", "watermark"], "--rule 'watermark', expected NAME=VALUE; see --help"),
+        (["--rule", "watermark=maybe"], "--rule watermark=maybe, expected true or false; see --help"),
+        (["--rule", "victim=oldest"], "unknown victim 'oldest'; known: latest_arrived, last_running"),
+        (["--rule", "colour=red"], "unknown rule 'colour'; known: "),
+        (["--ratio", "nan"], "argument --ratio: 'nan' given, expected a share from 0.001 to 1; see --help"),
+        (["--ratio", "30"], "argument --ratio: '30' given, expected a share from 0.001 to 1; see --help"),
+        (["--limit", "0"], "argument --limit: '0' given, expected a whole number, 1 or more; see --help"),
+        (["--kernels", "all", "--allocator", "exact"], "kernels 'all' need the paged allocator, not 'exact'"),
+        (["--selection", "best"], "unknown selection 'best'; known: paper, seed"),
+        (["--headles"], "unrecognized arguments: --headles; see --help"),
+        (["--profile", "vllm", "--num-blocks", "1"], "num_blocks is 1, expected 2 or more: block 0 is the null block"),
+    ],
+)
+def test_what_is_wrong_is_one_line(options: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", QUICKSTART, "--headless", "--kernels", "none", *options]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("tinyserve-viz")
+    assert complaint in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_rules_are_explained_with_their_values(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", QUICKSTART, "--explain", "--profile", "vllm", "--rule", "watermark=true", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    values = {rule["rule"]: rule["value"] for rule in found["rules"]}
+    assert (found["schema"], found["profile"]) == (1, "vllm")
+    assert (values["null_block"], values["watermark"], values["free_order"]) == (True, True, "queue")
+    assert main(["replay", QUICKSTART, "--explain"]) == 0
+    assert "\nwatermark               true            admission keeps a share of" in capsys.readouterr().out
+
+
+def test_decisions_are_one_line_a_step_and_no_file_is_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "d.jsonl"
+    summary = summary_of([*HEADLESS, "--decisions", str(path)], capsys)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(summary["steps"]))
+    before = path.read_bytes()
+    assert main([*HEADLESS, "--decisions", str(path)]) == 2
+    assert "exists; choose another name or overwrite it with --force" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert summary_of([*HEADLESS, "--decisions", str(path), "--force", "--limit", "1"], capsys)["steps"] < len(lines)
+    assert len(path.read_bytes()) < len(before)
+
+
+@pytest.mark.parametrize("stdin", [subprocess.DEVNULL, subprocess.PIPE])
+def test_without_a_terminal_the_summary_is_printed_and_nothing_waits(stdin: int) -> None:
+    command = [sys.executable, "-m", "tinyserve_viz", "replay", QUICKSTART, "--kernels", "none"]
+    with subprocess.Popen(
+        command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:  # the pipe stays open: whoever reads from it would wait for ever
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.wait(timeout=60) == 0
+        assert process.stdout.read().startswith("trace          quickstart (json, 10 requests, arrivals trace)\n")
+        assert process.stderr.read() == ""
