@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
 EVERYTHING = "every replay"
 GPU = "running kernels on a GPU"
 COMPILING = "compiling the CUDA kernels"
+_PATIENCE_S = 20
 _NVCC_WHEELS = ("cuda-nvcc", "nvvm", "cuda-crt", "cuda-runtime", "cuda-cccl")
 
 
@@ -151,10 +152,20 @@ def _gpu() -> Check:
     if smi is None:
         return Check("GPU", False, "nvidia-smi not found", GPU, "none needed: --backend numpy runs everywhere")
     query = [smi, "--query-gpu=name,driver_version,memory.total,compute_cap", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    answer = _ask(query)
+    if answer is None:
+        return Check("GPU", False, f"nvidia-smi gave no answer in {_PATIENCE_S} s", GPU, "reload the driver, or reboot")
     first = (answer.stdout or answer.stderr).strip().splitlines()
     ok = answer.returncode == 0 and bool(first)
     return Check("GPU", ok, first[0] if first else "no answer", GPU, "" if ok else "reload the driver, or reboot")
+
+
+def _ask(command: list[str]) -> subprocess.CompletedProcess[str] | None:
+    """Run a program that only tells something; None when it cannot be run or takes too long, as with a hung driver."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
 
 
 def _find_nvcc() -> Path | None:
@@ -173,9 +184,8 @@ def _find_nvcc() -> Path | None:
 
 
 def _version_of(nvcc: Path) -> tuple[int, int] | None:
-    try:
-        answer = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=20, check=False)
-    except OSError:
+    answer = _ask([str(nvcc), "--version"])
+    if answer is None:
         return None
     match = re.search(r"release (\d+)\.(\d+)", answer.stdout)
     return None if match is None else (int(match[1]), int(match[2]))
