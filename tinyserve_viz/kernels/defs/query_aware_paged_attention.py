@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyserve_viz.kernels.attention import PagedBatch
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Scalar, Status
+from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Scalar, Stage, Status
 from tinyserve_viz.kernels.defs import block_scoring
 from tinyserve_viz.kernels.defs.block_scoring import REDUCTION
 from tinyserve_viz.kernels.defs.cache_selection import choose, paper_budget
-from tinyserve_viz.kernels.defs.flash_paged_attention import WHOLE_WORK_LIST, WORK_LIST, work_of
+from tinyserve_viz.kernels.defs.flash_paged_attention import MERGE, WHOLE_WORK_LIST, WORK_LIST, work_of
 from tinyserve_viz.kernels.defs.paged_attention import GROUPED
 from tinyserve_viz.kernels.layout import BOX, F16, POOL
 from tinyserve_viz.kernels.parameters import default
@@ -156,6 +156,15 @@ KERNEL = KernelDef(
         layout="one thread block per (worker or sequence, kv head) over the kept blocks, gathered by logical id",
         grid=lambda a: (max(1, a["num_workers"] or a["num_seqs"]), max(1, a["num_kv_heads"]), 1),
         threads=128,
+        before=(
+            Stage(
+                "select",
+                lambda a: (max(1, a["num_seqs"]), max(1, a["num_kv_heads"]), 1),
+                128,
+                lambda facts: bool(facts["has_box"] and facts["has_segments"]),
+            ),
+        ),
+        after=(MERGE,),
     ),
     requires=(GROUPED, SELECTING_HEADS, FUSED_PER_HEAD, WHOLE_WORK_LIST),
 )
