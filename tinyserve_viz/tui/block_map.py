@@ -20,9 +20,10 @@ from tinyserve_viz.tui.panel import BlockChosen, Panel, PanelChosen, View
 
 MODES = ("owner", "references", "filled", "age")
 _LABEL = 7  # places of the block id at the left of a row
-_CURSOR = Style(reverse=True, bold=True)
-_TOUCHED = Style(underline=True, bold=True)
+_CURSOR = Style(color="#ffd75f", bgcolor=look.INK, reverse=True, bold=True)
+_TOUCHED = Style(underline=True, bold=True, color=look.INK, bgcolor="#ffffff")
 _WIDE = 4
+_EDGE = -9  # owner of places behind the last block
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class Grid:
 
     def place(self, index: int) -> int:
         """The column of the cell with this index in its row; cells of one place stand in groups of 16."""
-        return _LABEL + index * self.cell + (index // 16 if self.cell == 1 else index // 8)
+        return _LABEL + index * self.cell + index // _group(self.cell)
 
     def block_at(self, x: int, y: int) -> int:
         """The block under a place, or −1."""
@@ -63,35 +64,41 @@ def grid_for(num_blocks: int, width: int, height: int, zoomed: bool = False, cur
         first = max(0, cursor) // page * page
         return Grid(narrow, min(height, -(-(num_blocks - first) // narrow)), 1, 1, first)
     blocks = 2
-    while -(-num_blocks // (narrow * blocks)) > height:
-        blocks *= 2
+    while -(-num_blocks // (narrow * blocks)) > height:  # 2, 3, 4, 6, 8, 12 …: round ids at the left of the rows
+        blocks = blocks * 4 // 3 if blocks % 3 == 0 else blocks * 3 // 2 if blocks > 2 else 3
     return Grid(narrow, -(-num_blocks // (narrow * blocks)), 1, blocks, 0)
 
 
+def _group(cell: int) -> int:
+    """Cells that stand together before a gap."""
+    return 8 if cell > 1 else 16
+
+
 def _largest(width: int, cell: int) -> int:
-    """Cells in a row: a multiple of 16 (8 for wide cells and narrow screens)."""
-    group = 8 if cell > 1 else 16
+    """Cells in a row: the most whole eighths that fit, of wide cells or of small ones with a gap every sixteen."""
     room = width - _LABEL
-    count = (room + 1) // (group * cell + 1) * group
+    count = room // cell // 8 * 8
+    while count and count * cell + (count - 1) // _group(cell) > room:
+        count -= 8
     return count if count else 8 if cell == 1 and room >= 8 else 0
 
 
-def kinds(frame: Frame, grid: Grid) -> NDArray[np.int32]:
-    """The owner of every cell: of its block, or the most frequent one of its blocks."""
+def kinds(frame: Frame, grid: Grid) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
+    """The owner of every cell, of its block or the most frequent one of its blocks, and whether it has all of them."""
     end = min(frame.num_blocks, grid.first + grid.rows * grid.per_row * grid.blocks)
     owner = frame.owner[grid.first : end]
     if grid.blocks == 1:
-        return owner
-    cells = _runs(owner, grid.blocks, fill=-9)
+        return owner, np.ones(len(owner), dtype=np.bool_)
+    cells = _runs(owner, grid.blocks, fill=_EDGE)
     ordered = np.sort(cells, axis=1)
     # Length of the run of equal owners that ends at each place; the longest run's owner is the most frequent.
     places = np.arange(grid.blocks)
     new = np.ones_like(ordered, dtype=bool)
     new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     starts = np.maximum.accumulate(np.where(new, places, 0), axis=1)
-    lengths = np.where(ordered == -9, -1, places - starts)
+    lengths = np.where(ordered == _EDGE, -1, places - starts)
     most: NDArray[np.int32] = ordered[np.arange(len(ordered)), lengths.argmax(axis=1)]
-    return most
+    return most, ((cells == most[:, None]) | (cells == _EDGE)).all(axis=1)
 
 
 def _runs(values: NDArray[np.int32], blocks: int, fill: int) -> NDArray[np.int32]:
@@ -111,27 +118,29 @@ def _reduced(values: NDArray[np.int32], frame: Frame, grid: Grid, how: str) -> N
     return np.asarray(_runs(part, grid.blocks, 0).mean(axis=1).round().astype(np.int32))
 
 
-Cell = tuple[str, Style]
+Cell = tuple[tuple[str, Style], ...]
+"""The pieces of a cell: `_WIDE` − 1 signs in all for a wide one, else one sign."""
 
 
 def cells(frame: Frame, grid: Grid, mode: str) -> list[Cell]:
-    """Glyph and style of every cell in order; wide cells have `_WIDE` − 1 signs, others one."""
-    owners = kinds(frame, grid).tolist()
+    """What to draw in every cell, in order."""
+    owners, whole = kinds(frame, grid)
     refs = _reduced(frame.ref, frame, grid, "max").tolist()
     fills = _reduced(frame.fill, frame, grid, "mean").tolist()
     ages = _reduced(frame.age, frame, grid, "min").tolist()
     size = frame.block_size
-    made: dict[tuple[int, int, int, int], Cell] = {}
+    made: dict[tuple[int, bool, int, int, int], Cell] = {}
     found = []
-    for key in zip(owners, refs, fills, ages, strict=True):
+    for key in zip(owners.tolist(), whole.tolist(), refs, fills, ages, strict=True):
         cell = made.get(key)
         if cell is None:
-            cell = made[key] = _cell(*key, size, mode, grid.cell > 1)
+            cell = made[key] = _cell(*key, size, mode, grid)
         found.append(cell)
     return found
 
 
-def _cell(owner: int, ref: int, fill: int, age: int, size: int, mode: str, wide: bool) -> Cell:
+def _cell(owner: int, whole: bool, ref: int, fill: int, age: int, size: int, mode: str, grid: Grid) -> Cell:
+    wide = grid.cell > 1
     if owner < 0:
         glyph, style = {
             FREE: (look.GLYPH_FREE, look.FAINT),
@@ -139,59 +148,99 @@ def _cell(owner: int, ref: int, fill: int, age: int, size: int, mode: str, wide:
             NULL: (look.GLYPH_NULL, look.FAINT),
         }[owner]
         if owner == CACHED and mode == "age":
-            glyph, style = _age(age)
-        return (glyph + "  " if wide else glyph), style
-    shared = "+" if ref > 9 else str(ref)
-    if mode == "owner":
-        letter, style = look.owner_letter(owner), look.owner_style(owner)
-        if wide:
-            return letter + look.level(fill, size) + (shared if ref > 1 else " "), style
-        if ref > 1:
-            return shared, Style.combine([style, look.BOLD])
-        return (letter if fill >= size else letter.lower()), style
+            return _figure(*_age(age), wide)
+        return ((glyph * 3 if wide and owner == CACHED else f"{glyph}  " if wide else glyph, style),)
     if mode == "references":
-        style = Style(color=look.REF_COLOURS[min(ref, len(look.REF_COLOURS) - 1)], bold=ref > 1)
-        return (f"{shared}  " if wide else shared), style
+        return _figure(_short(ref), look.ramp(1.0 if ref > 8 else (ref.bit_length() * 2 - 1) / 7), wide)
     if mode == "filled":
-        style = look.WARN if fill < size else look.GOOD
-        return (f"{look.level(fill, size)}{fill:<2}" if wide else look.level(fill, size)), style
-    glyph, style = _age(age)
-    return (f"{glyph}  " if wide else glyph), style
+        style = look.ramp(0.9 if fill >= size else 0.5 * fill / size)
+        return ((f"{fill:^3}" if wide else look.level(fill, size) if fill < size else "█", style),)
+    if mode == "age":
+        return _figure(*_age(age), wide)
+    full = fill >= size
+    chip = look.owner_chip(owner) if full or wide else look.owner_shade(owner)
+    letter = look.owner_letter(owner)
+    if wide:
+        tank = (look.level(fill, size), look.owner_shade(owner))
+        return (letter + (_short(ref) if ref > 1 else " "), chip), tank
+    if grid.blocks > 1:
+        chip = look.owner_chip(owner) if whole else look.owner_shade(owner)
+        return ((_short(ref) if ref > 1 else letter if whole else letter.lower(), chip),)
+    return ((_short(ref) if ref > 1 else letter if full else letter.lower(), chip),)
 
 
-def _age(age: int) -> Cell:
+def _short(ref: int) -> str:
+    return "+" if ref > 9 else str(ref)
+
+
+def _figure(figure: str, style: Style, wide: bool) -> Cell:
+    return ((f" {figure} " if wide else figure, style),)
+
+
+def _age(age: int) -> tuple[str, Style]:
     """Steps since the last use as a figure that grows with their logarithm: 0 now, 1 one step, 2 up to 3, 3 up to 7."""
     figure = min(9, int(age).bit_length())
-    return str(figure), Style(color=look.HEAT_COLOURS[min(figure, len(look.HEAT_COLOURS) - 1)])
+    return str(figure), look.ramp(1 - figure / 9)
 
 
-def legend(mode: str, grid: Grid) -> list[str | Cell]:
-    """What the glyphs mean, in one line."""
-    rest: list[str | Cell] = [
-        (look.GLYPH_CACHED, look.CACHED_STYLE),
-        " cached, no holder  ",
-        (look.GLYPH_FREE, look.FAINT),
-        " free  ",
-        ("touched", _TOUCHED),
-        " by the last event",
-    ]
-    each = f"each sign = {grid.blocks} blocks  " if grid.blocks > 1 else ""
-    if mode == "owner" and grid.cell > 1:
-        return [
-            ("A", look.owner_style(0)),
-            " holder  ▁▄█ how full  ",
-            ("2–9", look.BOLD),
-            " holders, if shared  ",
-            *rest,
+def legend(mode: str, grid: Grid, width: int) -> Text:
+    """What the signs mean, as much of it as fits in one line; what is least clear by itself comes first."""
+    wide, many = grid.cell > 1, grid.blocks > 1
+    chip, shade = look.owner_chip(0), look.owner_shade(0)
+    items: list[tuple[str | tuple[str, Style], ...]] = []
+    if many:
+        items.append(
+            (
+                ("1 sign", look.BOLD),
+                f" = {grid.blocks} blocks",
+            )
+        )
+    if mode == "owner" and wide:
+        items += [(("A ", chip), ("▄", shade), " holder, how full"), (("A2", chip), " 2 hold it")]
+    elif mode == "owner":
+        items += [
+            (("A", chip), " holder"),
+            (("a", shade), " also others" if many else " not full"),
+            (("2", chip), " most holders" if many else " 2 hold it"),
         ]
-    if mode == "owner":
-        small = "" if grid.blocks > 1 else " (a: not full)"
-        return [each, ("A", look.owner_style(0)), f" holder{small}  ", ("2–9", look.BOLD), " shared by n  ", *rest]
-    if mode == "references":
-        return [each, ("1–9", look.BOLD), " references, + more  ", *rest]
-    if mode == "filled":
-        return [each, ("▁▄█", look.GOOD), " tokens in the block  ", *rest]
-    return [each, "0 used this step, 1 one step ago, 2 ≤3, 3 ≤7, 4 ≤15 … 9 ≥256 steps  ", *rest[2:]]
+    elif mode == "references":
+        items += [(("1", look.ramp(1 / 7)), ("2", look.ramp(3 / 7)), ("4", look.ramp(5 / 7)), " holders, + over 9")]
+    elif mode == "filled":
+        items += [
+            (
+                (" 9 " if wide else "▄", look.ramp(0.3)),
+                " tokens" if wide else " part",
+                (" 16" if wide else "█", look.ramp(0.9)),
+                " full",
+            )
+        ]
+    else:
+        items += [
+            (
+                ("0", look.ramp(1)),
+                " used this step ",
+                ("1", look.ramp(8 / 9)),
+                " one ago ",
+                ("3", look.ramp(6 / 9)),
+                " ≤7 ",
+                ("6", look.ramp(3 / 9)),
+                " ≤63 ",
+                ("9", look.ramp(0)),
+                " ≥256",
+            )
+        ]
+    items.append((((look.GLYPH_CACHED * (3 if wide else 1)), look.CACHED_STYLE), " cached, no holder"))
+    items.append(((look.GLYPH_FREE, look.FAINT), " free"))
+    items.append((("A", _TOUCHED), " last event"))
+    text = look.line()
+    for item in items:
+        part = look.line(*item)
+        if text.cell_len + part.cell_len + 2 > width:
+            continue
+        if text.cell_len:
+            text.append("  ")
+        text.append_text(part)
+    return text
 
 
 class BlockMap(Panel):
@@ -204,16 +253,17 @@ class BlockMap(Panel):
     def title(self, view: View) -> str:
         frame = view.frame
         zoom = ", zoomed" if view.zoomed else ""
-        return f"1 blocks · by {view.mode}{zoom} · {frame.num_blocks:,} of {frame.block_size} tokens"
+        return f"1 blocks · by {view.mode}{zoom} · {frame.num_blocks:,} blocks of {frame.block_size} tokens"
 
     def lines(self, view: View, width: int, height: int) -> list[Text]:
         frame = view.frame
-        grid = self.grid = grid_for(frame.num_blocks, width, height - 2, view.zoomed, view.cursor)
+        below = 3 if height >= 8 else 2  # the legend, and one or two lines about a block
+        grid = self.grid = grid_for(frame.num_blocks, width, height - below, view.zoomed, view.cursor)
         drawn = cells(frame, grid, view.mode)
         marked = dict.fromkeys(((frame.touched - grid.first) // grid.blocks).tolist(), _TOUCHED)
         if view.cursor >= 0:
             place = (view.cursor - grid.first) // grid.blocks
-            marked[place] = Style.combine([marked.get(place, look.PLAIN), _CURSOR])
+            marked[place] = _CURSOR
         found = []
         for row in range(grid.rows):
             start = row * grid.per_row
@@ -221,12 +271,15 @@ class BlockMap(Panel):
             text.append(f"{grid.first + start * grid.blocks:>{_LABEL - 1}} ", look.DIM)
             _append_cells(text, drawn[start : start + grid.per_row], start, grid, marked)
             found.append(text)
-        found += [look.line()] * (height - 2 - len(found))
-        found.append(look.line(*legend(view.mode, grid)))
+        found += [look.line()] * (height - below - len(found))
+        found.append(legend(view.mode, grid, width))
         if view.cursor >= 0:
-            found.append(look.line((frame.describe_block(view.cursor), look.BOLD)))
+            told, style = frame.describe_block(view.cursor), look.BOLD
+        elif len(frame.touched):
+            told, style = f"last event: {frame.describe_block(int(frame.touched[0]))}", look.DIM
         else:
-            found.append(look.line(("choose a block with the arrow keys or the mouse; c other colours", look.DIM)))
+            told, style = "choose a block with the arrow keys or the mouse; c changes the colours", look.DIM
+        found += [look.line((piece, style)) for piece in look.wrap(told, width)[: below - 1]]
         return found
 
     def on_click(self, event: ui.Click) -> None:
@@ -241,26 +294,22 @@ class BlockMap(Panel):
 
 def _append_cells(text: Text, row: list[Cell], start: int, grid: Grid, marked: dict[int, Style]) -> None:
     """Append the cells of a row, neighbours of one style in one piece."""
-    group = 8 if grid.cell > 1 else 16
+    group, space = _group(grid.cell), " " * (grid.cell > 1)
     piece, piece_style = "", look.PLAIN
-    for index, (glyph, style) in enumerate(row):
-        gap = " " if index and index % group == 0 else ""
+    for index, cell in enumerate(row):
         mark = marked.get(start + index)
-        if mark is None and style is piece_style and grid.cell == 1:
-            piece += gap + glyph
-            continue
-        if piece:
+        if index and index % group == 0:
             text.append(piece, piece_style)
-            piece = ""
-        if gap:
-            text.append(gap)
-        if mark is not None:
-            text.append(glyph, Style.combine([style, mark]))
-        elif grid.cell == 1:
-            piece, piece_style = glyph, style
-        else:
-            text.append(glyph, style)
-        if grid.cell > 1:
             text.append(" ")
-    if piece:
-        text.append(piece, piece_style)
+            piece = ""
+        for glyph, style in cell:
+            drawn = style if mark is None else mark
+            if drawn is not piece_style and piece:
+                text.append(piece, piece_style)
+                piece = ""
+            piece, piece_style = piece + glyph, drawn
+        if space:
+            text.append(piece, piece_style)
+            text.append(space)
+            piece = ""
+    text.append(piece, piece_style)

@@ -7,27 +7,27 @@ from collections.abc import Sequence
 from rich.style import Style as Style
 from rich.text import Text
 
-OWNER_COLOURS = (
-    "#5fafff", "#ffaf5f", "#87d75f", "#ff87af", "#d7af00", "#5fd7d7",
-    "#af87ff", "#ff8787", "#afd7af", "#d787d7", "#87afaf", "#d7d787",
-)  # fmt: skip
-REF_COLOURS = ("#808080", "#87afd7", "#d7d75f", "#ffaf5f", "#ff8700", "#ff5f5f")
-HEAT_COLOURS = ("#ff5f5f", "#ff8700", "#ffaf5f", "#d7d75f", "#87d75f", "#5fafaf", "#5f87af", "#5f5faf", "#585878")
+# Okabe and Ito's colours for the colour-blind (https://jfly.uni-koeln.de/color/), lightened to carry dark letters.
+OWNER_COLOURS = ("#56b4e9", "#e69f00", "#2fb68c", "#cc79a7", "#f0e442", "#7c9cf5", "#e8743b", "#c9b18a")
+# Sequential, dark to bright, as viridis: brightness alone tells more from less.
+RAMP = ("#3d3a6b", "#3b528b", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725")
 
-DIM = Style(color="#8a8a8a")
-FAINT = Style(color="#5f5f5f")
+INK = "#101216"  # letters on a coloured cell
+DIM = Style(color="#9a9a9a")
+FAINT = Style(color="#626262")
 PLAIN = Style()
 BOLD = Style(bold=True)
 KEY = Style(color="#ffd75f", bold=True)
-CACHED_STYLE = Style(color="#87875f")
-GOOD, WARN, BAD = Style(color="#87d75f"), Style(color="#ffaf5f"), Style(color="#ff5f5f")
+CACHED_STYLE = Style(color="#a39a78", bgcolor="#25231c")
+GOOD, WARN, BAD = Style(color="#2fb68c"), Style(color="#e69f00"), Style(color="#ff7b54")
+ACTIVE_BORDER, BORDER = "#ffd75f", "#4a4a4a"
 MARK_STYLES = {
-    "P": Style(color="#ff5f5f", bold=True),
-    "X": Style(color="#ff5f5f", bold=True),
-    "E": Style(color="#ffaf5f"),
-    "C": Style(color="#5fd7d7"),
-    "F": Style(color="#87d75f"),
-    "K": Style(color="#af87ff", bold=True),
+    "P": Style(color="#ff7b54", bold=True),
+    "X": Style(color="#ff7b54", bold=True, reverse=True),
+    "E": Style(color="#e69f00"),
+    "C": Style(color="#56b4e9"),
+    "F": Style(color="#2fb68c"),
+    "K": Style(color="#cc79a7", bold=True),
 }
 
 GLYPH_FREE, GLYPH_CACHED, GLYPH_NULL = "·", "░", "×"
@@ -36,8 +36,10 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # Every sign that we use beyond ASCII, one for one, so that nothing moves.
 _ASCII = str.maketrans(
-    "·░×▁▂▃▄▅▆▇█→–—…µ▸●├┤─│■□▶‖‹›²←↑↓",
-    ".%x__--==##>--~u>o[]-|#o>=<>2<^v",
+    {"·": ".", "░": "%", "×": "x", "▁": "_", "▂": "_", "▃": "-", "▄": "-", "▅": "=", "▆": "=", "▇": "#", "█": "#"}
+    | {"→": ">", "←": "<", "↑": "^", "↓": "v", "▸": ">", "▶": ">", "‖": "=", "‹": "<", "›": ">", "≤": "<", "≥": ">"}
+    | {"├": "[", "┤": "]", "─": "-", "│": "|", "┬": "+", "┴": "+", "└": "+", "●": "o", "■": "#", "□": "."}
+    | {"–": "-", "—": "-", "…": "~", "µ": "u", "²": "2", "Σ": "+"}
 )
 
 
@@ -52,8 +54,34 @@ def owner_letter(seq: int) -> str:
 
 
 def owner_style(seq: int) -> Style:
-    """The colour of a sequence."""
-    return Style(color=OWNER_COLOURS[seq % len(OWNER_COLOURS)])
+    """The colour of a sequence, for letters and bars."""
+    return _OWNERS[seq % len(OWNER_COLOURS)]
+
+
+def owner_chip(seq: int) -> Style:
+    """Dark letters on the colour of a sequence: a full block."""
+    return _CHIPS[seq % len(OWNER_COLOURS)]
+
+
+def owner_shade(seq: int) -> Style:
+    """Letters in the colour of a sequence on a dark shade of it: a block that is not full."""
+    return _SHADES[seq % len(OWNER_COLOURS)]
+
+
+def ramp(share: float) -> Style:
+    """A cell whose brightness says where 0 … 1 it stands."""
+    place = max(0, min(len(RAMP) - 1, round(share * (len(RAMP) - 1))))
+    return Style(color=INK if place > 3 else "#f0f0f0", bgcolor=RAMP[place])
+
+
+def _shade(colour: str) -> str:
+    parts = (int(colour[at : at + 2], 16) * 30 // 100 for at in (1, 3, 5))
+    return "#" + "".join(f"{part:02x}" for part in parts)
+
+
+_OWNERS = tuple(Style(color=colour) for colour in OWNER_COLOURS)
+_CHIPS = tuple(Style(color=INK, bgcolor=colour, bold=True) for colour in OWNER_COLOURS)
+_SHADES = tuple(Style(color=colour, bgcolor=_shade(colour), bold=True) for colour in OWNER_COLOURS)
 
 
 def level(part: float, whole: float) -> str:
@@ -78,13 +106,6 @@ def bar(share: float, width: int) -> str:
 def percent(value: float | None, digits: int = 1) -> str:
     """`6.8 %`, or a dash where there is nothing to measure."""
     return "–" if value is None else f"{100 * value:.{digits}f} %"
-
-
-def short_count(number: int) -> str:
-    """At most five places: `970`, `12.4k`, `3.1M`."""
-    if number < 10_000:
-        return str(number)
-    return f"{number / 1000:.1f}k" if number < 1_000_000 else f"{number / 1e6:.1f}M"
 
 
 def clip(text: str, width: int) -> str:
