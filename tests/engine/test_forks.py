@@ -182,3 +182,25 @@ def test_a_child_under_a_reserving_allocator_computes_its_whole_prompt() -> None
     played = Scenario(req("p", 6, 3), req("c", 7, 1, parent="p", fork_at=6), allocator="pow2", prefix_caching=False)
     assert [(r.seq, r.start, r.length) for r in played.of(ev.RangeReserved)] == [(0, 0, 10), (1, 10, 8)]
     assert played.of(ev.SequencesForked) == []
+
+
+def test_who_shares_a_whole_prompt_has_its_first_token_time_from_the_step_that_forked_it() -> None:
+    played = Scenario(req("a", 6, 3, n=2), req("c", 6, 2, parent="a", fork_at=6), req("d", 8, 2, parent="a", fork_at=6))
+    assert [e.prefilled.tolist() for e in played.of(ev.StepEnded)] == [[0, 1, 2], [3], [], []]
+    ends = [e.time_us for e in played.of(ev.StepEnded)]
+    assert played.state.first_token_us.tolist() == [ends[0], ends[0], ends[0], ends[1]]
+
+
+def test_a_child_that_looked_its_prompt_up_counts_what_a_preemption_took_from_it() -> None:
+    # c hits both blocks of p, is preempted by a, and finds them evicted when it comes back.
+    played = Scenario(
+        req("p", 9, 0, [1, 2]),
+        req("a", 7, 13, at=300_000),
+        req("c", 9, 3, [1, 2], at=300_001, parent="p", fork_at=9),
+        num_blocks=5,
+    )
+    assert [a.class_tokens.tolist() for a in played.of(ev.SequenceAdmitted) if a.seq == 2] == [
+        [8, 1, 0, 0, 0, 0, 0],
+        [-8, 0, 0, 0, 0, 8, 0],
+    ]
+    assert played.misses() == {"capped": 3, "tail": 6, "cold": 8, "preempted": 8}

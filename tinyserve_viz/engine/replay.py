@@ -91,6 +91,8 @@ class Engine:
         self.decode_set: DecodeSet | None = None
         self.seats = 0  # running sequences and the samples that their prefill will fork
         self.is_child = np.zeros(workload.num_seqs, dtype=np.bool_)  # runs on what it shared with another request
+        self.came_by_fork = np.zeros(workload.num_seqs, dtype=np.bool_)  # its prompt was never looked up and counted
+        self.whole_at_fork: list[int] = []  # forked since the last step ended, with nothing of the prompt left
         self.unborn = np.zeros(workload.num_seqs, dtype=np.int32)  # samples still to be forked from this sequence
         self.unfinished = workload.num_samples.copy()  # per request
         self.children: dict[int, list[int]] = {}  # parent request → requests that wait to fork from it
@@ -602,8 +604,7 @@ class Engine:
         now = tokens_per_class(causes, prompt_len, self.config.block_size)
         if not again:
             return now
-        request = int(self.workload.request_of_seq[seq])
-        if seq != self.workload.first_seq[request] or self.workload.parent[request] >= 0:
+        if self.came_by_fork[seq]:
             return np.zeros_like(now)
         return now - tokens_per_class(self.state.causes[slot, : len(causes)], prompt_len, self.config.block_size)
 
@@ -716,6 +717,10 @@ class Engine:
             finished.extend(seq for seq in grown if self.state.ctx[seq] >= self.total[seq])
         finished.extend(self.done_at_fork)
         self.done_at_fork.clear()
+        if self.whole_at_fork:
+            whole = [seq for seq in self.whole_at_fork if self.state.status[seq] in (st.RUNNING, st.FORKED)]
+            prefilled = np.concatenate([prefilled, np.array(whole, dtype=np.int32)])
+            self.whole_at_fork.clear()
         if finished:
             self._finish(finished)
         if isinstance(self.manager, SeedBlockManager):
@@ -775,6 +780,8 @@ class Engine:
         slots = np.array([self.state.lowest_free_slot(i) for i in range(num)], dtype=np.int32)
         tokens = int(self.state.ctx[seq])
         self.emit(ev.SequencesForked(seq, children, slots, tokens, np.ones(num, dtype=np.uint8)))
+        self.came_by_fork[children] = True
+        self.whole_at_fork.extend(children.tolist())
         for child in children.tolist():
             self._seat(child)
         return children.tolist()
@@ -796,7 +803,9 @@ class Engine:
                 waiting.append(child)
                 continue
             child_seq = int(w.first_seq[child])
-            self.is_child[child_seq] = True
+            self.is_child[child_seq] = self.came_by_fork[child_seq] = True
+            if fork_at >= w.prompt_len[child]:
+                self.whole_at_fork.append(child_seq)
             done = fork_at >= self.total[child_seq]  # it shares all that it would write and needs no seat
             running = done or self.seats < self.config.max_num_seqs
             slot = np.array([state.lowest_free_slot()], dtype=np.int32)
