@@ -13,7 +13,10 @@ from textual.pilot import Pilot
 from tinyserve_viz.cli.main import main
 from tinyserve_viz.core.resources import data_folder
 from tinyserve_viz.recording.timeline import Timeline
-from tinyserve_viz.tui.app import HELP, PANELS, SMALLEST, Debugger
+from tinyserve_viz.tui import keys
+from tinyserve_viz.tui.app import PANELS, Debugger
+from tinyserve_viz.tui.arrange import MIN_HEIGHT, MIN_WIDTH
+from tinyserve_viz.tui.dialogs import TextScreen
 
 QUICKSTART = str(data_folder("traces") / "quickstart.json")
 
@@ -41,6 +44,9 @@ def drive(
     asyncio.run(play())
 
 
+KEY_NAMES = {".": "full_stop"}
+
+
 def drawn(app: Debugger) -> list[list[str]]:
     """Every panel's lines at its size, as text."""
     return [panel.plain(app.view, *panel.size) for panel in (app.query_one(kind) for kind in PANELS)]
@@ -66,43 +72,73 @@ def test_forward_and_back_gives_the_same_cells_at_random_places(recording: Path)
     drive(recording, wander)
 
 
+async def type_place(pilot: Pilot[None], text: str) -> None:
+    await pilot.press("colon")
+    await pilot.pause()
+    await pilot.press(*(KEY_NAMES.get(sign, sign) for sign in text), "enter")
+    await pilot.pause()
+
+
 def test_steps_events_and_times_can_be_gone_to(recording: Path) -> None:
     async def go(app: Debugger, pilot: Pilot[None]) -> None:
-        await pilot.press("colon", "7", "9", "enter")
-        assert app._player.timeline.step_of(app.position) == 79
-        await pilot.press("colon", "e", "4", "1", "enter")
+        await type_place(pilot, "79")
+        assert app.position == app._player.timeline.first_event_of_step(79)
+        await type_place(pilot, "e41")
         assert app.position == 41
-        await pilot.press("colon", "t", "1", ".", "5", "enter")
-        assert app.view.frame.time_us <= 1_500_000
-        assert app.position > 41
-        await pilot.press("colon", "x", "enter")
-        assert app._notice == "'x': expected 57 (step), e412 (event) or t1.5 (seconds)"
+        await type_place(pilot, "t1.5")
+        assert app.view.frame.time_us >= 1_500_000
+        assert app.view.frame.said[-1].kind == "StepEnded"
+        await type_place(pilot, "x")
+        assert app.view.notice == "'x': expected 57 (a step), e412 (an event) or t1.5 (seconds)"
+        await type_place(pilot, "e9999")
+        assert app.view.notice == f"there is no event 9,999; they go from 0 to {app._player.num_events}"
 
     drive(recording, go)
 
 
+def test_a_request_is_found_by_its_name(recording: Path) -> None:
+    async def find(app: Debugger, pilot: Pilot[None]) -> None:
+        await pilot.press("slash")
+        await pilot.pause()
+        await pilot.press(*"chat", "enter")
+        await pilot.pause()
+        assert app.view.notice == "block table of chat-1, first of 4 that begin so"
+        assert app.view.frame.name(app.view.frame.chosen) == "chat-1"
+
+    drive(recording, find)
+
+
 def test_a_block_is_chosen_by_keys_and_its_holder_shown(recording: Path) -> None:
     async def choose(app: Debugger, pilot: Pilot[None]) -> None:
-        await pilot.press("colon", "7", "9", "enter", "right", "right", "enter")
+        await type_place(pilot, "79")
+        await pilot.press("right", "right", "enter")
+        await pilot.pause()
+        assert isinstance(app.screen, TextScreen)
+        await pilot.press("escape")
+        await pilot.pause()
         assert app._cursor == 1
         assert app.view.frame.chosen == int(app.view.frame.owner[1])
         assert any("block 1: " in line for line in drawn(app)[0])
         await pilot.press("c")
-        assert app.view.mode == "ref"
+        assert app.view.mode == "references"
 
     drive(recording, choose)
 
 
 def test_every_key_of_the_bindings_stands_in_the_help(recording: Path) -> None:
-    signs = {
-        "full_stop": ".", "right_square_bracket": "]", "comma": ",", "left_square_bracket": "[",
-        "plus": "+", "minus": "-", "colon": ":", "slash": "/",
-        "left": "arrows", "right": "arrows", "up": "arrows", "down": "arrows",
-        "question_mark": "?", **{str(number): "1 … 6" for number in range(1, 7)},
-    }  # fmt: skip
+    page = "\n".join(keys.help_lines())
     for binding in Debugger.BINDINGS:
-        for key in binding.key.split(","):  # type: ignore[union-attr]
-            assert signs.get(key, key) in HELP, key
+        assert f"  {keys.signs(binding):<10} {binding.description}" in page  # type: ignore[arg-type, union-attr]
+
+    async def open_help(app: Debugger, pilot: Pilot[None]) -> None:
+        await pilot.press("question_mark")
+        await pilot.pause()
+        assert isinstance(app.screen, TextScreen)
+        await pilot.press("escape")
+        await pilot.pause()
+        assert not isinstance(app.screen, TextScreen)
+
+    drive(recording, open_help)
 
 
 @pytest.mark.parametrize("size", [(80, 24), (60, 16), (200, 60)])
@@ -121,7 +157,7 @@ def test_every_size_shows_the_map_and_the_sentence(size: tuple[int, int], record
 def test_a_terminal_that_is_too_small_says_so_in_one_line(recording: Path) -> None:
     async def look(app: Debugger, pilot: Pilot[None]) -> None:
         picture = app.export_screenshot().replace("&#160;", " ")
-        assert f"58×14 is too small: it needs {SMALLEST[0]}×{SMALLEST[1]}, q quits" in picture
+        assert f"58×14 is too small: it needs {MIN_WIDTH}×{MIN_HEIGHT}, q quits" in picture
 
     drive(recording, look, (58, 14))
 
@@ -141,7 +177,7 @@ def test_a_terminal_that_shrinks_and_grows_again_keeps_up(recording: Path) -> No
 
 def test_ascii_draws_nothing_beyond_ascii(recording: Path) -> None:
     async def look(app: Debugger, pilot: Pilot[None]) -> None:
-        await pilot.press("colon", "7", "9", "enter")
+        await type_place(pilot, "79")
         assert all(line.isascii() for lines in drawn(app) for line in lines)
 
     drive(recording, look, ascii_only=True)

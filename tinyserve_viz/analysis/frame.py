@@ -199,6 +199,22 @@ class Frame:
         index = f", content #{self.content[block]}" if self.content[block] >= 0 else ""
         return f"block {block}: {holder}{place}{others}, ref {ref}, {fill}/{size} tokens{index}"
 
+    def facts_of_block(self, block: int) -> tuple[tuple[str, str], ...]:
+        """All that is known of a block, as (name, value)."""
+        owner = int(self.owner[block])
+        states = {FREE: "free", CACHED: "cached, no holder", NULL: "null block, never handed out"}
+        logical = self.table.logical_of(block)
+        return (
+            ("state", states.get(owner, "used")),
+            ("held by", f"{self.name(owner)}" if owner >= 0 else "–"),
+            ("references", f"{self.ref[block]}"),
+            ("in the shown table", f"logical {logical} of {self.name(self.chosen)}" if logical >= 0 else "–"),
+            ("tokens", f"{self.fill[block]} of {self.block_size}"),
+            ("content id", f"#{self.content[block]}" if self.content[block] >= 0 else "not in the prefix index"),
+            ("steps since last use", f"{self.age[block]}"),
+            ("times taken", f"{self.gen[block]}"),
+        )
+
 
 def build_frame(
     header: Header,

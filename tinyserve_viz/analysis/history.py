@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from tinyserve_viz.core import events as ev
+from tinyserve_viz.recording.timeline import Timeline
 
 MARKS: dict[type[ev.Event], str] = {
     ev.RequestRejected: "X",
@@ -75,3 +79,58 @@ def strip_of_marks(marks: list[tuple[int, str]], num_events: int, width: int) ->
         if cells[place] == " " or MARK_RANK[mark] < MARK_RANK[cells[place]]:
             cells[place] = mark
     return "".join(cells)
+
+
+_LIFE_LOOKS_BACK = 4000  # events; decoding them takes some 60 ms
+
+
+def life_of_block(timeline: Timeline, block: int, position: int) -> list[str]:
+    """What happened to `block` in the events before `position`, newest first, as far back as is read quickly."""
+    first = max(0, position - _LIFE_LOOKS_BACK)
+    name = timeline.header.workload.seq_name
+    found = []
+    for index, (step, event) in enumerate(timeline.events(first, position), first):
+        found += [f"step {step}, event {index}: {words}" for words in _about(event, block, name)]
+    found.reverse()
+    return found
+
+
+def _about(event: ev.Event, block: int, name: Callable[[int], str]) -> list[str]:
+    match event:
+        case ev.SequenceAdmitted() if block in event.hits:
+            return [f"shared with {name(event.seq)}: a prefix hit for its logical {_place(event.hits, block)}"]
+        case ev.BlocksAllocated() if block in event.blocks:
+            place = _place(event.blocks, block)
+            columns = (event.seqs.tolist(), event.first_logical.tolist(), event.counts.tolist())
+            for seq, start, number in zip(*columns, strict=True):
+                if place < number:
+                    return [f"allocated to {name(seq)} as logical {start + place}"]
+                place -= number
+        case ev.BlocksCopied():
+            rows = list(zip(event.seqs.tolist(), event.src.tolist(), event.dst.tolist(), event.tokens, strict=True))
+            left = [f"left by {name(seq)}, which copied it to block {dst}" for seq, src, dst, _ in rows if src == block]
+            return left + [
+                f"allocated to {name(seq)}: a copy of {tokens} tokens of block {src}"
+                for seq, src, dst, tokens in rows
+                if dst == block
+            ]
+        case ev.BlocksCached() if block in event.blocks:
+            return [f"entered the prefix index as content #{event.hashes[_place(event.blocks, block)]}"]
+        case ev.BlocksFreed() if block in event.blocks:
+            ends = np.cumsum(event.counts)
+            places = np.flatnonzero(event.blocks == block)
+            seqs = event.seqs[np.searchsorted(ends, places, side="right")].tolist()
+            return [f"dropped by {', '.join(map(name, seqs))}"]
+        case ev.BlocksEvicted() if block in event.blocks:
+            return [f"evicted by {event.rule}, number {_place(event.blocks, block) + 1} of {len(event.blocks)}"]
+        case ev.CompactionPlanned() if block in event.src:
+            return [f"moved to block {event.dst[_place(event.src, block)]} by compaction"]
+        case ev.CompactionPlanned() if block in event.dst:
+            return [f"filled with block {event.src[_place(event.dst, block)]} by compaction"]
+        case _:
+            pass
+    return []
+
+
+def _place(blocks: ev.I32, block: int) -> int:
+    return int(np.flatnonzero(blocks == block)[0])

@@ -57,7 +57,7 @@ def watch_replay(header: Header, record: Path | None, force: bool, ascii_only: b
     try:
         timeline = _first_sight(path, replay)
         try:
-            Debugger(timeline, replay.is_alive, ascii_only).run()
+            _show(Debugger(timeline, replay.is_alive, ascii_only))
         finally:
             timeline.close()
             replay.stop.set()
@@ -76,7 +76,9 @@ def _first_sight(path: Path, replay: _Replay) -> Timeline:
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:
-            return Timeline(path)
+            timeline = Timeline(path)
+            timeline.seek(0)  # its first snapshot comes a moment after its header
+            return timeline
         except RecordingError:
             if replay.error is not None:
                 raise replay.error from None
@@ -88,7 +90,14 @@ def _first_sight(path: Path, replay: _Replay) -> Timeline:
 def watch_recording(path: Path, ascii_only: bool) -> None:
     """Show a finished (or interrupted) recording."""
     with Timeline(path) as timeline:
-        Debugger(timeline, ascii_only=ascii_only).run()
+        _show(Debugger(timeline, ascii_only=ascii_only))
+
+
+def _show(app: Debugger) -> None:
+    """Run the application; what ended it early is raised once the terminal is restored."""
+    app.run()
+    if app.failure is not None:
+        raise app.failure
 
 
 def picture(path: Path, output: Path, size: tuple[int, int], step: int | None) -> None:

@@ -6,114 +6,74 @@ waits for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import ClassVar
 
+from rich.text import Text
 from textual import events as ui
-from textual.app import App, ComposeResult
-from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical
-from textual.screen import ModalScreen
-from textual.widgets import Input, Static
+from textual.app import App, ComposeResult, SystemCommand
+from textual.binding import BindingType
+from textual.geometry import Size
+from textual.screen import Screen
+from textual.widgets import Static
 
-from tinyserve_viz.analysis.history import History
+from tinyserve_viz.analysis.history import History, life_of_block
+from tinyserve_viz.core.errors import TinyserveError
 from tinyserve_viz.recording.timeline import Timeline
-from tinyserve_viz.tui.block_map import BlockMap
+from tinyserve_viz.tui import keys, look
+from tinyserve_viz.tui.arrange import MIN_HEIGHT, MIN_WIDTH, SIDE_PANELS, arrange
+from tinyserve_viz.tui.block_map import MODES, BlockMap
 from tinyserve_viz.tui.block_table import BlockTable
-from tinyserve_viz.tui.header import Header
+from tinyserve_viz.tui.dialogs import Prompt, TextScreen
 from tinyserve_viz.tui.kernels import Kernels
 from tinyserve_viz.tui.memory import Memory
 from tinyserve_viz.tui.panel import BlockChosen, Panel, PanelChosen, PositionChosen, SequenceChosen, View
+from tinyserve_viz.tui.places import NoSuchPlace, find_request, parse_place
 from tinyserve_viz.tui.player import Player
 from tinyserve_viz.tui.sequences import Sequences
-from tinyserve_viz.tui.strip import TimelineStrip
+from tinyserve_viz.tui.strips import FooterLine, HeaderLine, TimelineStrip
 from tinyserve_viz.tui.why import Why
 
 PANELS: tuple[type[Panel], ...] = (BlockMap, Why, Sequences, BlockTable, Memory, Kernels)
-SMALLEST = (60, 16)
-WIDE = (110, 32)  # from here on all panels have room at once
-MODES = ("owner", "ref", "age")
-SPEEDS = ((1, "1 event/s"), (2, "2 events/s"), (5, "5 events/s"), (10, "10 events/s"), (100, "10 steps/s"))
-_HISTORY_PER_LOOK = 3000  # events: about 15 ms, so that a key never waits long behind it
+LINES: tuple[type[Panel], ...] = (HeaderLine, TimelineStrip, FooterLine)
 
-HELP = """\
-[b]position[/b]   n . ]  next event        p , [  previous event      N  next step      P  previous step
-           g  first           G  last            space  play, pause    + -  speed
-           :  go to: 57 step, e412 event, t1.5 second of simulated time     click on the line below
-[b]blocks[/b]     arrows or h j k l, mouse  choose a block    c  colours: owner, references, age    z  zoom
-           enter  show the sequence that holds the chosen block
-[b]sequences[/b]  w W  next, previous sequence      /  find a request by its name      mouse  choose
-[b]panels[/b]     1 … 6 or tab  choose the panel that small screens show
-[b]other[/b]      s  screenshot (SVG)   ctrl+p  palette   ? f1  this help   q  quit
+_TICK_S = 0.1  # at most ten frames a second
+_HISTORY_S = 0.015  # of a tick for reading the history, so that a key never waits long behind it
+_HISTORY_EVENTS = 200
 
-[b]Block map[/b]  a letter: the sequence that holds the block · a figure: shared by so many · ░ cached, nobody holds it
-           · free.   Below it: the chosen block in words.
-[b]Marks[/b]      P preemption  E eviction  C copy-on-write  F fork  K compaction  X rejection"""
-
-
-class Help(ModalScreen[None]):
-    """All keys on one page; any key closes it."""
-
-    DEFAULT_CSS = """
-    Help { align: center middle; }
-    Help Static { width: auto; height: auto; border: round; padding: 1 2; }
-    """
-
-    def compose(self) -> ComposeResult:
-        """The page."""
-        yield Static(HELP)
-
-    def on_key(self, event: ui.Key) -> None:
-        """Close it."""
-        event.stop()
-        self.dismiss()
+# (label, ticks between frames, events a frame or 0, steps a frame)
+SPEEDS = (
+    ("1 event/s", 10, 1, 0),
+    ("2 events/s", 5, 1, 0),
+    ("5 events/s", 2, 1, 0),
+    ("10 events/s", 1, 1, 0),
+    ("10 steps/s", 1, 0, 1),
+    ("100 steps/s", 1, 0, 10),
+    ("1,000 steps/s", 1, 0, 100),
+)
 
 
 class Debugger(App[None]):
-    """Time travel through one recording. `replaying` says whether it still grows."""
+    """Time travel through one recording. `replaying` says whether it still grows.
+
+    `failure` is what ended the application early, if anything did; whoever ran it reports it.
+    """
 
     TITLE = "tinyserve-viz"
-    AUTO_FOCUS = None  # the line that asks takes keys only while it is shown
+    AUTO_FOCUS = None
     CSS = """
-    Screen { layout: vertical; }
-    Header { height: 2; } TimelineStrip { height: 2; } #small { display: none; } #ask { display: none; height: 3; }
-    BlockMap, Why, Sequences, BlockTable, Memory, Kernels { border: round #585858; height: 1fr; }
-    #top { height: 3fr; } #bottom { height: 2fr; } BlockMap { width: 3fr; } #right { width: 2fr; }
-    Why { width: 3fr; } Memory { width: 2fr; } Kernels { width: 3fr; }
-    .compact #right, .compact Memory, .compact Kernels { display: none; }
-    .compact #top { height: 1fr; } .compact #bottom { height: 6; } .compact BlockMap { width: 1fr; }
-    .compact.other BlockMap { display: none; } .compact.other #right { display: block; width: 1fr; }
-    .compact.lower #top { display: none; } .compact.lower #bottom { height: 1fr; } .compact.lower Why { display: none; }
-    .tiny #top, .tiny #bottom, .tiny Header, .tiny TimelineStrip { display: none; } .tiny #small { display: block; }
+    Screen { background: #121212; color: #d0d0d0; overflow: hidden; }
+    Panel { position: absolute; border: round #585858; border-title-color: #afafaf; }
+    Panel.active { border: round #ffd75f; border-title-color: #ffd75f; }
+    .ascii Panel { border: ascii #585858; }
+    .ascii Panel.active { border: ascii #ffd75f; }
+    HeaderLine, TimelineStrip, FooterLine, .ascii HeaderLine, .ascii TimelineStrip, .ascii FooterLine { border: none; }
+    FooterLine { background: #262626; }
+    #small { position: absolute; width: 100%; height: 1; display: none; }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("space", "play", "play, pause"),
-        Binding("n,full_stop,right_square_bracket", "event(1)", "next event"),
-        Binding("p,comma,left_square_bracket", "event(-1)", "previous event"),
-        Binding("N", "step(1)", "next step"),
-        Binding("P", "step(-1)", "previous step"),
-        Binding("g", "first", "first"),
-        Binding("G", "last", "last"),
-        Binding("plus", "speed(1)", "faster"),
-        Binding("minus", "speed(-1)", "slower"),
-        Binding("colon", "ask(':')", "go to"),
-        Binding("slash", "ask('/')", "find request"),
-        Binding("left,h", "move(-1, 0)", "block left"),
-        Binding("right,l", "move(1, 0)", "block right"),
-        Binding("up,k", "move(0, -1)", "block up"),
-        Binding("down,j", "move(0, 1)", "block down"),
-        Binding("enter", "inspect", "holder of the block"),
-        Binding("w", "sequence(1)", "next sequence"),
-        Binding("W", "sequence(-1)", "previous sequence"),
-        Binding("c", "colours", "colours"),
-        Binding("z", "zoom", "zoom"),
-        Binding("tab", "panel(0)", "next panel", priority=True),
-        *(Binding(str(i + 1), f"panel({i + 1})", f"panel {i + 1}") for i in range(len(PANELS))),
-        Binding("s", "save", "screenshot"),
-        Binding("question_mark,f1", "help", "help"),
-        Binding("q", "quit", "quit"),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = [*keys.BINDINGS]
 
     def __init__(
         self,
@@ -127,115 +87,123 @@ class Debugger(App[None]):
         self._ascii, self.position = ascii_only, start
         self._cursor, self._mode, self._zoomed = -1, 0, False
         self._playing, self._speed, self._ticks = False, 2, 0
-        self._panel, self._notice = 1, ""
+        self._panel, self._notice = "blocks", ""
         self._chosen: int | None = None
+        self._shown_size: Size | None = None  # the terminal's, which `size` tells a moment too late
+        self.failure: TinyserveError | None = None
 
     def compose(self) -> ComposeResult:
-        """All panels, in the places that they have on a wide screen."""
-        yield Header()
-        with Horizontal(id="top"):
-            yield BlockMap()
-            with Vertical(id="right"):
-                yield Sequences()
-                yield BlockTable()
-        with Horizontal(id="bottom"):
-            yield Why()
-            yield Memory()
-            yield Kernels()
-        yield TimelineStrip()
-        yield Input(id="ask")
-        yield Static(id="small")
+        """All panels; `arrange` says which are shown and where."""
+        for kind in (*PANELS, *LINES):
+            yield kind()
+        yield Static(id="small", markup=False)
 
     def on_mount(self) -> None:
-        """Draw the first frame, then look for new events and play by timers."""
-        self._lay_out()
-        self._read_history()
+        """Draw the first frame, then look for new events and play by a timer."""
+        self.screen.set_class(self._ascii, "ascii")
+        self._read_history(0.2)
         self._draw()
-        self.set_interval(0.1, self._look)
+        self._lay_out()
+        self.set_interval(_TICK_S, self._tick)
 
     # ── drawing ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _draw(self) -> None:
         player = self._player
         self.position = max(0, min(self.position, player.num_events))
-        frame = player.frame(self.position, self._chosen)
-        view = View(
+        try:
+            frame = player.frame(self.position, self._chosen)
+        except TinyserveError as error:
+            self._fail(error)
+            return
+        self.view = View(
             frame=frame,
             history=self._history,
             cursor=self._cursor,
             mode=MODES[self._mode],
             zoomed=self._zoomed,
             playing=self._playing,
-            speed=SPEEDS[self._speed][1],
+            speed=SPEEDS[self._speed][0],
             replaying=self._replaying(),
             ascii=self._ascii,
             notice=self._notice,
         )
-        self.view = view
-        for panel in self.query(Panel):
-            panel.show(view)
+        for panel in self.screen_stack[0].query(Panel):
+            if panel.display:
+                panel.show(self.view)
 
-    def _read_history(self) -> None:
-        timeline, history = self._player.timeline, self._history
-        stop = min(timeline.num_events, history.num_events + _HISTORY_PER_LOOK)
-        for _, event in timeline.events(history.num_events, stop):
-            history.add(event)
-
-    def _look(self) -> None:
-        """Ten times a second: new events, more history, the next frame when playing."""
-        timeline = self._player.timeline
-        before = (timeline.num_events, self._history.num_events)
-        if not timeline.complete or self._replaying():
-            timeline.refresh()
-        if self._history.num_events < timeline.num_events:
-            self._read_history()
-        self._ticks += 1
-        if self._playing:
-            pace = SPEEDS[self._speed][0]
-            if pace > 10:
-                self.position = self._player.step_after(self.position)
-            elif self._ticks % (10 // pace) == 0:
-                self.position += 1
-            else:
-                return
-            self._playing = self.position < timeline.num_events or self._replaying()
-            self._draw()
-        elif before != (timeline.num_events, self._history.num_events):
-            self._draw()
+    def _fail(self, error: TinyserveError) -> None:
+        """A damaged recording ends the application; its caller says why in one line."""
+        self.failure = error
+        self.exit()
 
     def _lay_out(self) -> None:
-        width, height = self.size
-        screen = self.screen
-        tiny = width < SMALLEST[0] or height < SMALLEST[1]
-        compact = width < WIDE[0] or height < WIDE[1]
-        screen.set_class(tiny, "tiny")
-        screen.set_class(compact, "compact")
-        screen.set_class(compact and self._panel in (3, 4), "other")
-        screen.set_class(compact and self._panel in (5, 6), "lower")
-        for number, kind in enumerate(PANELS, 1):
-            hidden = compact and ((self._panel == 3 and number == 4) or (self._panel == 4 and number == 3))
-            hidden = hidden or (compact and self._panel in (5, 6) and number in (5, 6) and number != self._panel)
-            shown = compact and number == self._panel and number in (5, 6)
-            widget = self.query_one(kind)
-            widget.styles.display = "none" if hidden else "block" if shown or not compact else None
-        needs = f"{SMALLEST[0]}×{SMALLEST[1]}"
-        text = f"{width}×{height} is too small: it needs {needs}, q quits"
-        self.query_one("#small", Static).update(text)
+        width, height = self._shown_size or self.size
+        screen = self.screen_stack[0]
+        num_blocks = self._player.timeline.header.engine.num_blocks
+        places = arrange(width, height, num_blocks, self._panel, self._zoomed)
+        for panel in screen.query(Panel):
+            place = places.get(panel.NAME)
+            panel.display = place is not None
+            if place is not None:
+                panel.styles.offset = place[:2]
+                panel.styles.width, panel.styles.height = place[2:]
+                panel.set_class(self._panel == panel.NAME, "active")
+                panel.show(self.view)
+        small = screen.query_one("#small", Static)
+        small.display = not places
+        needs = f"{width}×{height} is too small: it needs {MIN_WIDTH}×{MIN_HEIGHT}, q quits"
+        needs = look.clip(needs, max(1, width))
+        small.update(look.to_ascii(needs) if self._ascii else needs)
 
-    def on_resize(self) -> None:
-        """Choose the layout that fits, once the new size is known."""
-        self.call_after_refresh(self._lay_out)
+    def on_resize(self, event: ui.Resize) -> None:
+        """Choose the layout that fits."""
+        self._shown_size = event.size
+        if hasattr(self, "view"):
+            self._lay_out()
 
-    # ── actions ─────────────────────────────────────────────────────────────────────────────────────────────────
+    def _read_history(self, budget_s: float) -> None:
+        timeline, history = self._player.timeline, self._history
+        until = time.perf_counter() + budget_s
+        while history.num_events < timeline.num_events and time.perf_counter() < until:
+            stop = min(timeline.num_events, history.num_events + _HISTORY_EVENTS)
+            for _, event in timeline.events(history.num_events, stop):
+                history.add(event)
 
-    def _go(self, position: int) -> None:
-        self._playing, self._notice, self.position = False, "", position
+    def _tick(self) -> None:
+        """Ten times a second: new events, more history, the next frame when playing."""
+        timeline, history = self._player.timeline, self._history
+        before = (timeline.num_events, history.num_events)
+        try:
+            if not timeline.complete:
+                timeline.refresh()
+            self._read_history(_HISTORY_S)
+        except TinyserveError as error:
+            self._fail(error)
+            return
+        self._ticks += 1
+        _, every, events, steps = SPEEDS[self._speed]
+        if self._playing and self._ticks % every == 0:
+            self.position = self.position + events if events else self._player.steps_after(self.position, steps)
+            self._playing = self.position < timeline.num_events or self._replaying()
+            self._draw()
+        elif before != (timeline.num_events, history.num_events):
+            self._draw()
+
+    # ── position ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _go(self, position: int, notice: str = "") -> None:
+        self._playing, self._notice, self.position = False, notice, position
+        self._draw()
+
+    def _say(self, notice: str) -> None:
+        self._notice = notice
         self._draw()
 
     def action_play(self) -> None:
-        """Play or pause."""
-        self._playing, self._notice = not self._playing, ""
-        self._draw()
+        """Play or pause; at the end, nothing."""
+        self._playing = not self._playing and (self.position < self._player.num_events or self._replaying())
+        self._say("")
 
     def action_event(self, by: int) -> None:
         """One event on or back."""
@@ -243,7 +211,8 @@ class Debugger(App[None]):
 
     def action_step(self, by: int) -> None:
         """To where the next step begins, or where this or the previous one did."""
-        self._go(self._player.step_after(self.position) if by > 0 else self._player.step_before(self.position))
+        player = self._player
+        self._go(player.steps_after(self.position, 1) if by > 0 else player.step_before(self.position))
 
     def action_first(self) -> None:
         """Before the first event."""
@@ -256,127 +225,144 @@ class Debugger(App[None]):
     def action_speed(self, by: int) -> None:
         """Play faster or slower."""
         self._speed = max(0, min(len(SPEEDS) - 1, self._speed + by))
-        self._notice = f"plays {SPEEDS[self._speed][1]}"
-        self._draw()
+        self._say(f"plays {SPEEDS[self._speed][0]}")
+
+    def action_go_to(self) -> None:
+        """Ask where to go."""
+        self.push_screen(Prompt("go to: 57 a step, e412 an event, t1.5 a simulated second"), self._go_to)
+
+    def _go_to(self, text: str | None) -> None:
+        if text:
+            try:
+                self._go(parse_place(text, self._player.timeline, self._history))
+            except NoSuchPlace as error:
+                self._say(str(error))
+
+    def action_find(self) -> None:
+        """Ask for a request."""
+        self.push_screen(Prompt("find a request by its name, or by the beginning of it"), self._find)
+
+    def _find(self, text: str | None) -> None:
+        if text:
+            try:
+                self._chosen, notice = find_request(text, self._player.timeline.header.workload)
+                self._say(notice)
+            except NoSuchPlace as error:
+                self._say(str(error))
+
+    # ── what is looked at ───────────────────────────────────────────────────────────────────────────────────────
 
     def action_move(self, dx: int, dy: int) -> None:
-        """Choose the neighbouring block of the map."""
-        grid = self.query_one(BlockMap).grid
-        if grid is None:
+        """Choose the neighbouring block; up and down follow the active list where that is one."""
+        frame = self.view.frame
+        if dy and self._panel == "sequences":
+            self.action_sequence(dy)
             return
-        if self._cursor < 0:
-            self._cursor = grid.first
+        if dy and self._panel == "table" and len(frame.table):
+            logical = frame.table.logical_of(self._cursor) + dy
+            self._cursor = int(frame.table.physical[max(0, min(len(frame.table) - 1, logical))])
         else:
-            cursor = self._cursor + (dx + dy * grid.per_row) * grid.blocks
-            if 0 <= cursor < self.view.frame.num_blocks:
+            grid = self.screen.query_one(BlockMap).grid
+            if grid is None:
+                return
+            cursor = self._cursor + (dx + dy * grid.per_row) * grid.blocks if self._cursor >= 0 else grid.first
+            if 0 <= cursor < frame.num_blocks:
                 self._cursor = cursor
-        self._draw()
-
-    def action_inspect(self) -> None:
-        """Show the block table of the sequence that holds the chosen block."""
-        if self._cursor >= 0 and int(self.view.frame.owner[self._cursor]) >= 0:
-            self._chosen = int(self.view.frame.owner[self._cursor])
-            self._draw()
+        self._say("")
 
     def action_sequence(self, by: int) -> None:
         """Choose the next or previous sequence of the list."""
         rows = [row.seq for row in self.view.frame.sequences]
         if rows:
-            at = rows.index(self.view.frame.chosen) if self.view.frame.chosen in rows else -1
-            self._chosen = rows[(at + by) % len(rows)]
-            self._draw()
+            at = rows.index(self.view.frame.chosen) + by if self.view.frame.chosen in rows else 0
+            self._chosen = rows[max(0, min(len(rows) - 1, at))]
+            self._say("")
+
+    def action_release(self) -> None:
+        """Choose no block, and leave the choice of the sequence to the frame."""
+        self._cursor, self._chosen = -1, None
+        self._say("")
 
     def action_colours(self) -> None:
-        """Colour the map by owner, references or age."""
+        """Colour the map by owner, references, filled tokens or age."""
         self._mode = (self._mode + 1) % len(MODES)
-        self._draw()
+        self._say("")
 
     def action_zoom(self) -> None:
         """One block a place around the cursor, or the whole pool."""
         self._zoomed = not self._zoomed
-        self._draw()
+        self._say("")
+        self._lay_out()
 
     def action_panel(self, number: int) -> None:
-        """Choose the panel that a small screen shows beside the sentence; 0: the next one."""
-        order = [1, 3, 4, 5, 6]
-        if not number:
-            number = order[(order.index(self._panel) + 1) % len(order)] if self._panel in order else 1
-        self._panel = 1 if number == 2 else number
+        """Make a panel the active one; 0: the next of those that small screens show one at a time."""
+        if len(self.screen_stack) > 1:
+            return
+        if number:
+            self._panel = PANELS[number - 1].NAME
+        else:
+            order = ("blocks", *SIDE_PANELS)
+            self._panel = order[(order.index(self._panel) + 1) % len(order)] if self._panel in order else order[0]
         self._lay_out()
-        self._draw()
+
+    def action_inspect(self) -> None:
+        """All about the chosen block, and its holder's block table."""
+        frame, block = self.view.frame, self._cursor
+        if block < 0:
+            self._say("choose a block first: arrow keys or mouse")
+            return
+        if frame.owner[block] >= 0 and frame.table.logical_of(block) < 0:
+            self._chosen = int(frame.owner[block])
+            self._draw()
+            frame = self.view.frame
+        life = life_of_block(self._player.timeline, block, self.position)
+        rows = [frame.describe_block(block), ""]
+        rows += [f"{name:<22} {value}" for name, value in frame.facts_of_block(block)]
+        rows += ["", "what happened to it, newest first", *(life or ["nothing in the last events"])]
+        self.push_screen(TextScreen(f"block {block}", [Text(row) for row in rows], self._ascii))
 
     def action_save(self) -> None:
         """Write the screen as SVG into the working directory."""
-        name = f"tinyserve-viz-event-{self.position}.svg"
-        self._notice = f"screenshot: {self.save_screenshot(name, path=str(Path.cwd()))}"
-        self._draw()
+        try:
+            saved = self.save_screenshot(f"tinyserve-viz-event-{self.position}.svg", path=str(Path.cwd()))
+            self._say(f"screenshot: {saved}")
+        except OSError as error:
+            self._say(f"screenshot: {error.strerror}")
 
     def action_help(self) -> None:
         """All keys."""
-        self.push_screen(Help())
+        self.push_screen(TextScreen("keys", [Text(row) for row in keys.help_lines()], self._ascii))
 
-    def action_ask(self, what: str) -> None:
-        """Ask where to go, or which request to find."""
-        ask = self.query_one("#ask", Input)
-        ask.placeholder = "go to: 57 (step), e412 (event), t1.5 (seconds)" if what == ":" else "name of a request"
-        ask.value, ask.border_title = "", what
-        ask.styles.display = "block"
-        ask.focus()
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:  # noqa: ARG002 - Textual's signature
+        """The palette: every key's action by its words."""
+        for binding in keys.BINDINGS:
+            if binding.action != "command_palette":
+                yield SystemCommand(binding.description, keys.signs(binding), self._runner(binding.action))
 
-    def on_input_submitted(self, event: Input.Submitted) -> None:
-        """Go there."""
-        ask = self.query_one("#ask", Input)
-        ask.styles.display = "none"
-        self.set_focus(None)
-        if ask.border_title == "/":
-            self._find(event.value.strip())
-        else:
-            self._go_to(event.value.strip())
+    def _runner(self, action: str) -> Callable[[], None]:
+        def run() -> None:
+            self.call_later(self.run_action, action)
 
-    def on_key(self, event: ui.Key) -> None:
-        """Escape leaves the question."""
-        ask = self.query_one("#ask", Input)
-        if event.key == "escape" and ask.has_focus:
-            ask.styles.display = "none"
-            self.set_focus(None)
+        return run
 
-    def _go_to(self, text: str) -> None:
-        timeline = self._player.timeline
-        try:
-            if text.startswith("e"):
-                return self._go(int(text[1:]))
-            if text.startswith("t"):
-                wanted = float(text[1:]) * 1e6
-                ends = [end for end, at in zip(self._history.ends, self._history.time_us, strict=True) if at <= wanted]
-                return self._go(ends[-1] if ends else 0)
-            return self._go(timeline.first_event_of_step(int(text)))
-        except (ValueError, OverflowError):
-            self._notice = f"{text!r}: expected 57 (step), e412 (event) or t1.5 (seconds)"
-            self._draw()
-
-    def _find(self, name: str) -> None:
-        w = self._player.timeline.header.workload
-        found = next((i for i, request in enumerate(w.request_ids) if request == name), None)
-        if found is None:
-            self._notice = f"no request is called {name!r}"
-        else:
-            self._chosen = int(w.first_seq[found])
-            self._notice = f"request {name} is sequence {self._chosen}"
-        self._draw()
+    # ── the mouse ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def on_block_chosen(self, message: BlockChosen) -> None:
-        """A panel's block was clicked."""
+        """A block was clicked."""
         self._cursor = message.block
-        self._draw()
+        self._say("")
 
     def on_sequence_chosen(self, message: SequenceChosen) -> None:
-        """A panel's sequence was clicked."""
+        """A sequence was clicked."""
         self._chosen = message.seq
-        self._draw()
+        self._say("")
 
     def on_position_chosen(self, message: PositionChosen) -> None:
-        """The strip was clicked."""
+        """The timeline was clicked."""
         self._go(message.position)
 
     def on_panel_chosen(self, message: PanelChosen) -> None:
-        """A panel was clicked: nothing else to do, a click chooses what is under it."""
+        """A panel was clicked: it is the active one now."""
+        if message.name != self._panel:
+            self._panel = message.name
+            self._lay_out()

@@ -33,7 +33,7 @@ class BlockTable(Panel):
             if chosen.retained is not None:
                 text += f"; mass kept {chosen.retained[0]:.2f}, worst head {chosen.retained[1]:.2f}"
             found.append(look.line((look.clip(text, width), look.DIM)))
-        head = "logical physical ref  tokens content  prefix    "
+        head = "logical physical ref  tokens content prefix   "
         found.append(look.line((look.clip(head + (" read" if chosen is not None else ""), width), look.DIM)))
         self._shown = shown_rows(table, height - len(found), table.logical_of(view.cursor) if view.cursor >= 0 else -1)
         self._top = len(found)
@@ -81,9 +81,9 @@ def _row(row: TableRow, size: int, chosen: bool) -> Text:
         (f"{row.ref:>3} ", shared),
         (look.level(row.fill, size), look.GOOD if row.fill >= size else look.WARN),
         f"{row.fill:>3}/{size:<3}",
-        (f"{content:>7}  ", look.DIM),
+        (f"{content:>7} ", look.DIM),
         (f"{row.cause:<9}", style),
     )
     if row.kept is not None:
-        text.append("  ■ read" if row.kept else "  □", look.GOOD if row.kept else look.FAINT)
+        text.append("    ■" if row.kept else "    □", look.GOOD if row.kept else look.FAINT)
     return text

@@ -80,6 +80,7 @@ def plotted(times_us: Sequence[float], first_step: int, width: int, height: int)
     figure.plot_size(width, height)
     figure.title("all kernels, ms a step")
     steps = list(range(first_step, first_step + len(times_us)))
-    figure.signal(steps, [time / 1e3 for time in times_us]).lines()
-    drawn: str = figure.build()
-    return [text.rstrip() for text in plotext.uncolorize(drawn).splitlines()]
+    signal = figure.signal(steps, [time / 1e3 for time in times_us], marker="braille")
+    signal.lines()
+    figure.draw(signal)
+    return [text.rstrip() for text in plotext.uncolorize(str(figure.build())).splitlines()]

@@ -28,19 +28,19 @@ class Memory(Panel):
             part = f"{100 * number / total:.0f} %"
             return look.line(f"{name:<7}{number:>7,} ", (look.bar(number / total, room), style), f" {part:>5}")
 
-        slots = (memory.used) * frame.block_size
-        longest = f"{memory.free_runs} runs, longest {memory.longest_free_run:,}"
+        slots = memory.used * frame.block_size
+        available = memory.free + memory.cached
         found = [
             share("used", memory.used, look.GOOD),
             share("cached", memory.cached, look.CACHED_STYLE),
             share("free", memory.free, look.DIM),
             look.line(
                 "internal ", (look.percent(memory.internal), look.BOLD),
-                look.clip(f" unfilled: {memory.resident_tokens:,} tokens in {slots:,} slots", width - 16),
+                look.clip(f" {slots - memory.resident_tokens:,} of {slots:,} slots empty", width - 16),
             ),
             look.line(
                 "external ", (look.percent(memory.external), look.BOLD),
-                (look.clip(f" not in the longest run ({longest})", width - 16), look.DIM),
+                (look.clip(f" longest run {memory.longest_free_run:,} of {available:,}", width - 16), look.DIM),
             ),
         ]  # fmt: skip
         history = view.history

@@ -83,11 +83,11 @@ class Player:
             return 0
         return self.timeline.first_event_of_step(self.timeline.step_of(position - 1))
 
-    def step_after(self, position: int) -> int:
-        """The nearest position after `position` at which a step begins, or the end."""
+    def steps_after(self, position: int, steps: int) -> int:
+        """Where the `steps`-th step after `position` begins, or the end."""
         if position >= self.num_events:
             return self.num_events
-        return self.timeline.first_event_of_step(self.timeline.step_of(position) + 1)
+        return self.timeline.first_event_of_step(self.timeline.step_of(position) + steps)
 
 
 def _of_last_steps(recent: list[tuple[int, ev.Event]]) -> list[tuple[int, ev.Event]]:

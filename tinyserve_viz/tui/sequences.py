@@ -28,14 +28,17 @@ class Sequences(Panel):
         rows = view.frame.sequences
         if not rows:
             return [look.line(("no sequence is alive", look.DIM))]
-        name_width = max(8, min(16, width - 50))
-        head = f"    {'name':<{name_width}} {'does':<9} {'tokens':>13} {'blocks':>6} {'shared':>6}  hit"
+        tokens_width = max(6, *(len(_tokens(row)) for row in rows))
+        longest = max(len(row.name) for row in rows)
+        name_width = max(6, min(longest, width - tokens_width - 35))
+        head = f"   {'name':<{name_width}} {'does':<9} {'tokens':>{tokens_width}} blocks shared  hit"
         chosen = next((i for i, row in enumerate(rows) if row.seq == view.frame.chosen), 0)
         room = height - 1
         self._first = 0 if len(rows) <= room else max(0, min(chosen - room // 2, len(rows) - room))
         found = [look.line((look.clip(head, width), look.DIM))]
         found += [
-            _row(row, name_width, width, row.seq == view.frame.chosen) for row in rows[self._first : self._first + room]
+            _row(row, name_width, tokens_width, width, row.seq == view.frame.chosen)
+            for row in rows[self._first : self._first + room]
         ]
         return found
 
@@ -49,17 +52,20 @@ class Sequences(Panel):
                 self.post_message(SequenceChosen(self.view.frame.sequences[index].seq))
 
 
-def _row(row: SeqRow, name_width: int, width: int, chosen: bool) -> Text:
-    tokens = f"{row.context:,}/{row.total:,}"
+def _tokens(row: SeqRow) -> str:
+    return f"{row.context:,}/{row.total:,}"
+
+
+def _row(row: SeqRow, name_width: int, tokens_width: int, width: int, chosen: bool) -> Text:
     hit = f"{100 * row.hit_tokens / row.prompt_len:.0f} %" if row.hit_tokens and row.prompt_len else "–"
     holds = row.num_blocks > 0
     text = look.line(
         ("▸" if chosen else " ", look.KEY),
         (look.owner_letter(row.seq) if holds else " ", look.owner_style(row.seq)),
-        "  ",
+        " ",
         (f"{look.clip(row.name, name_width):<{name_width}} ", look.BOLD if chosen else look.PLAIN),
         (f"{row.phase:<9} ", _PHASE_STYLES.get(row.phase, look.DIM)),
-        f"{tokens:>13} {row.num_blocks if holds else '–':>6} {row.shared if row.shared else '–':>6} {hit:>5}",
+        f"{_tokens(row):>{tokens_width}} {row.num_blocks if holds else '–':>6} {row.shared or '–':>6} {hit:>5}",
     )
     room = width - text.cell_len - 2
     if room >= 6 and row.total:

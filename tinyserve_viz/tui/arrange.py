@@ -1,0 +1,69 @@
+"""Where the panels stand on a screen of a given size."""
+
+from __future__ import annotations
+
+from tinyserve_viz.tui.block_map import grid_for
+
+MIN_WIDTH, MIN_HEIGHT = 60, 16
+Rect = tuple[int, int, int, int]  # x, y, width, height
+
+SIDE_PANELS = ("sequences", "table", "memory", "kernels")
+
+
+def arrange(width: int, height: int, num_blocks: int, active: str, zoomed: bool = False) -> dict[str, Rect]:
+    """Rectangles of the panels that are shown; empty where the screen is too small."""
+    if width < MIN_WIDTH or height < MIN_HEIGHT:
+        return {}
+    if width < 110 or height < 30:
+        return _narrow(width, height, num_blocks, active, zoomed)
+    return _wide(width, height, num_blocks, zoomed)
+
+
+def _map_height(num_blocks: int, width: int, most: int, zoomed: bool) -> int:
+    """Lines of the map's panel: its rows, legend, sentence and border, at most `most`."""
+    if zoomed:
+        return most
+    return min(most, grid_for(num_blocks, width - 4, most - 4).rows + 4)
+
+
+def _narrow(width: int, height: int, num_blocks: int, active: str, zoomed: bool) -> dict[str, Rect]:
+    """Header, map, why, one chosen panel, timeline, footer, from top to bottom."""
+    panel = active if active in SIDE_PANELS else "sequences"
+    rest = height - 3
+    map_height = _map_height(num_blocks, width, max(6, rest * 2 // 5), zoomed)
+    rest -= map_height
+    top = 1 + map_height
+    lines: dict[str, Rect] = {
+        "header": (0, 0, width, 1),
+        "blocks": (0, 1, width, map_height),
+        "timeline": (0, height - 2, width, 1),
+        "footer": (0, height - 1, width, 1),
+    }
+    if rest < 9:  # no room for two: the reasons, until a panel is asked for
+        return {**lines, (panel if active in SIDE_PANELS else "why"): (0, top, width, rest)}
+    why_height = max(4, min(6, rest * 2 // 5))
+    rest -= why_height
+    return {**lines, "why": (0, top, width, why_height), panel: (0, top + why_height, width, rest)}
+
+
+def _wide(width: int, height: int, num_blocks: int, zoomed: bool) -> dict[str, Rect]:
+    """The map and the reasons at the left, sequences and block table at the right, kernels and memory below."""
+    left = width * 55 // 100
+    right = width - left
+    body = height - 5  # header 2, timeline 2, footer 1
+    bottom = max(9, min(14, body * 3 // 10))
+    upper = body - bottom
+    map_height = _map_height(num_blocks, left, upper - 7, zoomed)
+    seq_height = max(6, upper * 2 // 5)
+    kernels = width * 60 // 100
+    return {
+        "header": (0, 0, width, 2),
+        "blocks": (0, 2, left, map_height),
+        "why": (0, 2 + map_height, left, upper - map_height),
+        "sequences": (left, 2, right, seq_height),
+        "table": (left, 2 + seq_height, right, upper - seq_height),
+        "kernels": (0, 2 + upper, kernels, bottom),
+        "memory": (kernels, 2 + upper, width - kernels, bottom),
+        "timeline": (0, height - 3, width, 2),
+        "footer": (0, height - 1, width, 1),
+    }

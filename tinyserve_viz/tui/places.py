@@ -1,0 +1,55 @@
+"""Words that a user types for a place: a step, an event, a simulated time, or a request."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+
+from tinyserve_viz.analysis.history import History
+from tinyserve_viz.core.workload import Workload
+from tinyserve_viz.recording.timeline import Timeline
+
+
+class NoSuchPlace(Exception):  # noqa: N818 - an answer for the footer, not an error of the program
+    """What was typed names no place; the message says what would."""
+
+
+def parse_place(text: str, timeline: Timeline, history: History) -> int:
+    """The position that `57` (a step), `e412` (an event) or `t1.5` (seconds of simulated time) names.
+
+    Raises:
+        NoSuchPlace: it cannot be understood, or lies outside.
+    """
+    try:
+        if text.startswith("e"):
+            return _inside(int(text[1:]), timeline.num_events, "event")
+        if text.startswith("t"):
+            wanted = float(text[1:]) * 1e6
+            place = bisect_left(history.time_us, wanted)
+            return history.ends[place] if place < len(history.ends) else timeline.num_events
+        steps = timeline.step_of(timeline.num_events)
+        return timeline.first_event_of_step(_inside(int(text), steps, "step"))
+    except ValueError:
+        raise NoSuchPlace(f"{text!r}: expected 57 (a step), e412 (an event) or t1.5 (seconds)") from None
+
+
+def _inside(number: int, last: int, what: str) -> int:
+    if not 0 <= number <= last:
+        raise NoSuchPlace(f"there is no {what} {number:,}; they go from 0 to {last:,}")
+    return number
+
+
+def find_request(text: str, workload: Workload) -> tuple[int, str]:
+    """The first sequence of the request that is called so, or whose name begins so, and what was found in words.
+
+    Raises:
+        NoSuchPlace: no request is called so.
+    """
+    names = workload.request_ids
+    found = [i for i, name in enumerate(names) if name == text] or [
+        i for i, name in enumerate(names) if name.startswith(text)
+    ]
+    if not found:
+        raise NoSuchPlace(f"no request is called {text!r}; they go from {names[0]} to {names[-1]}")
+    first = int(workload.first_seq[found[0]])
+    more = f", first of {len(found)} that begin so" if len(found) > 1 else ""
+    return first, f"block table of {workload.seq_name(first)}{more}"

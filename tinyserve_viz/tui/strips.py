@@ -1,0 +1,144 @@
+"""The lines around the panels: the header, the timeline with its marks, and the footer with the keys."""
+
+from __future__ import annotations
+
+from rich.style import Style
+from rich.text import Text
+from textual import events as ui
+
+from tinyserve_viz.analysis.history import MARK_WORDS, strip_of_marks
+from tinyserve_viz.analysis.sentences import seconds
+from tinyserve_viz.tui import look
+from tinyserve_viz.tui.panel import Panel, PositionChosen, View
+
+STAGES = (
+    ("arrivals", ("ClockJumped", "RequestsArrived", "RequestRejected", "RequestCancelled")),
+    ("admit", ("SequenceAdmitted", "SequenceSeated")),
+    ("preempt", ("SequencePreempted",)),
+    ("evict", ("BlocksEvicted",)),
+    ("allocate", ("BlocksPlaced", "BlocksAllocated", "RangeReserved")),
+    ("copy", ("BlocksCopied",)),
+    ("write", ("TokensWritten", "BlocksCached")),
+    ("fork", ("SequencesForked",)),
+    ("select", ("BlocksSelected",)),
+    ("adapt", ("LevelsAdapted",)),
+    ("compact", ("CompactionPlanned",)),
+    ("free", ("BlocksFreed", "RangesFreed", "SequencesFinished")),
+    ("end", ("KernelsTimed", "StepEnded")),
+)
+
+
+class HeaderLine(Panel):
+    """What is replayed, and where in it we are; with room, the stage of the step that the last event belongs to."""
+
+    NAME = "header"
+    BORDERED = False
+
+    def lines(self, view: View, width: int, height: int) -> list[Text]:
+        frame = view.frame
+        engine, model = frame.header.engine, frame.header.model
+        more = "…" if view.replaying else ""
+        where = f"step {frame.step} · event {frame.position}/{frame.num_events}{more} · t {seconds(frame.time_us)}"
+        state = f"▶ {view.speed}" if view.playing else "‖ paused"
+        name = frame.header.origin["trace"]["name"]
+        what = (
+            f"{engine.allocator} {engine.eviction} {engine.num_blocks:,} × {engine.block_size}",
+            f"profile {frame.header.origin['profile']}",
+            f"{model.num_heads}/{model.num_kv_heads} heads × {model.head_dim}",
+            f"content {frame.header.content.describe()}",
+        )
+        room = width - len(where) - len(state) - 4
+        left = look.clip(name, max(8, room))
+        about = ""
+        for part in what:
+            if len(left) + len(about) + len(part) + 3 <= room:
+                about += f" · {part}"
+        text = look.line((left, look.BOLD), (about, look.DIM))
+        text.append(" " * max(1, width - text.cell_len - len(where) - len(state) - 2))
+        text.append(where)
+        text.append(f"  {state}", look.GOOD if view.playing else look.KEY)
+        found = [text]
+        if height > 1:
+            found.append(_stages(view, width))
+        return found
+
+
+def _stages(view: View, width: int) -> Text:
+    kind = view.frame.said[-1].kind if view.frame.said else ""
+    text = look.line(("in a step: ", look.FAINT))
+    for place, (name, kinds) in enumerate(STAGES):
+        if place:
+            text.append(" › ", look.FAINT)
+        current = kind in kinds
+        text.append(f"[{name}]" if current else name, look.KEY if current else look.DIM)
+    text.truncate(width)
+    return text
+
+
+class TimelineStrip(Panel):
+    """The whole recording on a line: marks where something notable happened, and where we are."""
+
+    NAME = "timeline"
+    BORDERED = False
+
+    def lines(self, view: View, width: int, height: int) -> list[Text]:
+        frame, history = view.frame, view.history
+        inner = max(1, width - 2)
+        total = max(1, frame.num_events)
+        marks = strip_of_marks(history.marks, total, inner)
+        here = min(inner - 1, frame.position * inner // total)
+        text = look.line(("├", look.DIM))
+        for place, mark in enumerate(marks):
+            style = look.MARK_STYLES.get(mark, look.FAINT if place > here else look.DIM)
+            if place == here:
+                text.append("●" if mark == " " else mark, Style(color="#000000", bgcolor="#ffd75f", bold=True))
+            else:
+                text.append("─" if mark == " " else mark, style)
+        text.append("┤", look.DIM)
+        found = [text]
+        if height > 1:
+            legend = look.line((" ● you are here", look.KEY))
+            for mark, word in MARK_WORDS.items():
+                legend.append("   ")
+                legend.append(mark, look.MARK_STYLES[mark])
+                legend.append(f" {word}", look.DIM)
+            found.append(legend)
+        return found
+
+    def on_click(self, event: ui.Click) -> None:
+        """Go to the place under the mouse."""
+        place = event.get_content_offset(self)
+        if self.view is not None and place is not None:
+            inner = max(1, self.size.width - 2)
+            share = max(0, min(inner, place.x - 1))
+            self.post_message(PositionChosen(share * self.view.frame.num_events // inner))
+
+
+FOOTER_KEYS = (
+    ("space", "play"), ("n/p", "event"), ("N/P", "step"), ("g/G", "ends"), (":", "go to"), ("/", "find"),
+    ("c", "colours"), ("tab", "panel"), ("enter", "inspect"), ("z", "zoom"), ("+/-", "speed"), ("?", "help"),
+    ("q", "quit"),
+)  # fmt: skip
+_ALWAYS = ("?", "q")
+
+
+class FooterLine(Panel):
+    """The most used keys, as many as fit, or what was just done."""
+
+    NAME = "footer"
+    BORDERED = False
+
+    def lines(self, view: View, width: int, height: int) -> list[Text]:  # noqa: ARG002 - one line
+        if view.notice:
+            return [look.line((look.clip(f" {view.notice}", width), look.KEY))]
+        room = width - sum(len(key) + len(word) + 3 for key, word in FOOTER_KEYS if key in _ALWAYS)
+        text = look.line()
+        for key, word in FOOTER_KEYS:
+            size = len(key) + len(word) + 3
+            if key not in _ALWAYS:
+                if size > room:
+                    continue
+                room -= size
+            text.append(f" {key}", look.KEY)
+            text.append(f" {word} ", look.DIM)
+        return [text]
