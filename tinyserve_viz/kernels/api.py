@@ -23,7 +23,10 @@ from tinyserve_viz.kernels.layout import pool_shape
 I32 = NDArray[np.int32]
 
 # (name, module, class). A module is imported when its backend is asked for.
-BACKENDS: tuple[tuple[str, str, str], ...] = (("numpy", "tinyserve_viz.kernels.numpy_backend", "NumpyBackend"),)
+BACKENDS: tuple[tuple[str, str, str], ...] = (
+    ("numpy", "tinyserve_viz.kernels.numpy_backend", "NumpyBackend"),
+    ("cuda", "tinyserve_viz.kernels.cuda_backend", "CudaBackend"),
+)
 
 
 def backend_named(name: str) -> Backend:
