@@ -19,6 +19,7 @@ from tinyserve_viz.recording.header import Header
 FREE, CACHED, NULL = -1, -2, -3  # owners of blocks that no sequence holds
 _LISTED = (st.RUNNING, st.FORKED, st.PREEMPTED, st.WAITING)
 _MOST_WAITING = 50
+_NAMED = 3  # holders of a block that are named
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,8 @@ class Frame:
 
     Per block int32 [num_blocks]: `owner` the lowest sequence that holds it, or FREE, CACHED (no reference, content in
     the prefix index) or NULL; `ref`, `fill` tokens, `age` steps since the last use, `content` id in the index or −1.
+    `last_use` the step of its last allocation, hit or release. `looked_at` is one block (−1: none) whose every place
+    in a block table is in `held_as`, as (sequence, logical block), the chosen sequence first.
     `touched` are the blocks that the last event names. `step` is that of the last event; `kernel_step` the step whose
     kernels are listed (the last one that was timed).
     """
@@ -154,7 +157,10 @@ class Frame:
     age: NDArray[np.int32]
     content: NDArray[np.int32]
     gen: NDArray[np.int32]
+    last_use: NDArray[np.int32]
     touched: NDArray[np.int32]
+    looked_at: int
+    held_as: tuple[tuple[int, int], ...]
     sequences: tuple[SeqRow, ...]
     num_waiting: int
     chosen: int
@@ -182,22 +188,32 @@ class Frame:
         return self.header.workload.seq_name(seq)
 
     def describe_block(self, block: int) -> str:
-        """One line about a block, for the place under the map."""
-        ref, fill, owner = int(self.ref[block]), int(self.fill[block]), int(self.owner[block])
-        size = self.block_size
-        taken = f"used {count(int(self.gen[block]), 'time')}"
+        """A sentence about a block, for the place under the map: who holds it as what, and what is in it."""
+        owner = int(self.owner[block])
         if owner == NULL:
             return f"block {block}: the null block, never handed out"
         if owner == FREE:
-            return f"block {block}: free, {taken}" if self.gen[block] else f"block {block}: free, never used"
+            taken = f"allocated {count(int(self.gen[block]), 'time')} before" if self.gen[block] else "never used"
+            return f"block {block}: free, {taken}{self._idle(block) if self.gen[block] else ''}"
         if owner == CACHED:
-            return f"block {block}: cached, no holder, content #{self.content[block]}, idle {self.age[block]} steps"
-        where = self.table.logical_of(block)
-        holder = self.name(self.chosen) if where >= 0 else self.name(owner)
-        place = f" logical {where}" if where >= 0 else ""
-        others = f" and {ref - 1} more" if ref > 1 else ""
-        index = f", content #{self.content[block]}" if self.content[block] >= 0 else ""
-        return f"block {block}: {holder}{place}{others}, ref {ref}, {fill}/{size} tokens{index}"
+            return f"block {block}: cached, nobody holds it, hash #{self.content[block]}{self._idle(block)}"
+        index = f", hash #{self.content[block]}" if self.content[block] >= 0 else ""
+        return (
+            f"block {block}: {self.holders(block)}; ref {self.ref[block]}, {self.fill[block]}/{self.block_size} tokens, "
+            f"gen {self.gen[block]}{index}{self._idle(block)}"
+        )
+
+    def holders(self, block: int) -> str:
+        """Who holds a block, and as which of its logical blocks where that is known: `r4 logical 9, r5 logical 9`."""
+        if block == self.looked_at and self.held_as:
+            named = [f"{self.name(seq)} logical {logical}" for seq, logical in self.held_as[:_NAMED]]
+            more = len(self.held_as) - len(named)
+            return ", ".join(named) + (f" and {more} more" if more else "")
+        others = int(self.ref[block]) - 1
+        return self.name(int(self.owner[block])) + (f" and {others} more" if others > 0 else "")
+
+    def _idle(self, block: int) -> str:
+        return f", last used in step {self.last_use[block]}"
 
     def facts_of_block(self, block: int) -> tuple[tuple[str, str], ...]:
         """All that is known of a block, as (name, value)."""
@@ -206,7 +222,7 @@ class Frame:
         logical = self.table.logical_of(block)
         return (
             ("state", states.get(owner, "used")),
-            ("held by", f"{self.name(owner)}" if owner >= 0 else "–"),
+            ("held by", self.holders(block) if owner >= 0 else "–"),
             ("references", f"{self.ref[block]}"),
             ("in the shown table", f"logical {logical} of {self.name(self.chosen)}" if logical >= 0 else "–"),
             ("tokens", f"{self.fill[block]} of {self.block_size}"),
@@ -225,12 +241,17 @@ def build_frame(
     recent: Sequence[tuple[int, ev.Event]],
     said: Sequence[Said],
     chosen: int | None = None,
+    block: int = -1,
 ) -> Frame:
     """The frame of `state`, which stands at `position`; `recent` are (step, event) just before it, oldest first.
 
-    `chosen` is the sequence whose table is shown; None chooses the running one with the lowest number.
+    `chosen` is the sequence whose table is shown; None chooses the running one with the lowest number. `block` is the
+    one that is looked at; −1 takes the first that the last event names.
     """
     seq = _chosen(state, chosen)
+    touched = touched_blocks(recent[-1][1]) if recent else ev.EMPTY
+    if block < 0 and len(touched):
+        block = int(touched[0])
     step = recent[-1][0] if recent else 0
     selection = _selection(recent, seq)
     kernels, kernel_title, kernel_step = _kernels(recent)
@@ -243,11 +264,14 @@ def build_frame(
         time_us=state.time_us,
         owner=_owners(state),
         ref=state.ref.copy(),
-        fill=np.where(state.ref > 0, state.fill, 0).astype(np.int32),
+        fill=np.where((state.ref > 0) | (state.hash >= 0), state.fill, 0).astype(np.int32),
         age=(state.step - state.last_use).astype(np.int32),
         content=state.hash.copy(),
         gen=state.gen.copy(),
-        touched=touched_blocks(recent[-1][1]) if recent else ev.EMPTY,
+        last_use=state.last_use.copy(),
+        touched=touched,
+        looked_at=block,
+        held_as=_held_as(state, block, seq),
         sequences=_sequence_rows(state),
         num_waiting=int(((state.status == st.WAITING) | (state.status == st.PREEMPTED)).sum()),
         chosen=seq,
@@ -282,6 +306,15 @@ def _owners(state: CacheState) -> NDArray[np.int32]:
             owner[start // state.block_size : -(-(start + length) // state.block_size)] = seq
     owner[: state.null_blocks] = NULL
     return owner
+
+
+def _held_as(state: CacheState, block: int, chosen: int) -> tuple[tuple[int, int], ...]:
+    if block < 0 or not state.ref[block]:
+        return ()
+    found = []
+    for seq in np.flatnonzero(state.slot >= 0).tolist():
+        found += [(seq, logical) for logical in np.flatnonzero(state.table(seq) == block).tolist()]
+    return tuple(sorted(found, key=lambda place: place[0] != chosen))
 
 
 def _sequence_rows(state: CacheState) -> tuple[SeqRow, ...]:

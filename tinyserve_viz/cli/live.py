@@ -109,7 +109,8 @@ def picture(path: Path, output: Path, size: tuple[int, int], step: int | None) -
             start = timeline.num_events if step is None else timeline.first_event_of_step(step + 1)
             app = Debugger(timeline, start=start)
             async with app.run_test(size=size) as pilot:
-                await pilot.pause(0.3)
+                app.read_all()
+                await pilot.pause()
                 return app.export_screenshot(title=f"tinyserve-viz replay {timeline.header.origin['trace']['name']}")
 
     os.environ.pop("NO_COLOR", None)

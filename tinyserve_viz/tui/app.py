@@ -112,7 +112,7 @@ class Debugger(App[None]):
         player = self._player
         self.position = max(0, min(self.position, player.num_events))
         try:
-            frame = player.frame(self.position, self._chosen)
+            frame = player.frame(self.position, self._chosen, self._cursor)
         except TinyserveError as error:
             self._fail(error)
             return
@@ -169,6 +169,11 @@ class Debugger(App[None]):
             stop = min(timeline.num_events, history.num_events + _HISTORY_EVENTS)
             for _, event in timeline.events(history.num_events, stop):
                 history.add(event)
+
+    def read_all(self) -> None:
+        """Read the history to its end, for a picture that is drawn once."""
+        self._read_history(float("inf"))
+        self._draw()
 
     def _tick(self) -> None:
         """Ten times a second: new events, more history, the next frame when playing."""

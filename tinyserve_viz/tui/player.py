@@ -37,8 +37,8 @@ class Player:
         """Events known so far."""
         return self.timeline.num_events
 
-    def frame(self, position: int, chosen: int | None = None) -> Frame:
-        """The frame after the first `position` events, clamped to what there is."""
+    def frame(self, position: int, chosen: int | None = None, block: int = -1) -> Frame:
+        """The frame after the first `position` events, clamped to what there is, looking at a sequence and a block."""
         timeline = self.timeline
         position = max(0, min(position, timeline.num_events))
         first = max(0, position - _SAID)
@@ -50,7 +50,7 @@ class Player:
             apply(state, event)
         recent = _of_last_steps(recent)
         return build_frame(
-            timeline.header, state, position, timeline.num_events, timeline.complete, recent, said, chosen
+            timeline.header, state, position, timeline.num_events, timeline.complete, recent, said, chosen, block
         )
 
     def _state_at(self, position: int) -> CacheState:
