@@ -91,7 +91,7 @@ def test_zoom_shows_the_page_of_the_cursor_one_block_a_place() -> None:
 @pytest.mark.parametrize("grid", [SMALL, WIDE, Grid(8, 1, 1, 4, 0)])
 @pytest.mark.parametrize("width", [54, 76, 118])
 def test_the_legend_fits_in_its_line_and_explains_more_where_there_is_room(mode: str, grid: Grid, width: int) -> None:
-    text = legend(mode, grid, width)
+    (text,) = legend(mode, grid, width)
     assert text.cell_len <= width
     assert (" free" in text.plain) or width < 118
 

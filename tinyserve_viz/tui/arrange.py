@@ -19,18 +19,18 @@ def arrange(width: int, height: int, num_blocks: int, active: str, zoomed: bool 
     return _wide(width, height, num_blocks, zoomed)
 
 
-def _map_height(num_blocks: int, width: int, most: int, zoomed: bool) -> int:
-    """Lines of the map's panel: its rows, legend, sentence and border, at most `most`."""
+def _map_height(num_blocks: int, width: int, most: int, zoomed: bool, below: int) -> int:
+    """Lines of the map's panel: its rows, `below` for legend and sentence, and border, at most `most`."""
     if zoomed:
         return most
-    return min(most, grid_for(num_blocks, width - 4, most - 4).rows + 4)
+    return min(most, grid_for(num_blocks, width - 2, most - 2 - below).rows + 2 + below)
 
 
 def _narrow(width: int, height: int, num_blocks: int, active: str, zoomed: bool) -> dict[str, Rect]:
     """Header, map, why, one chosen panel, timeline, footer, from top to bottom."""
     panel = active if active in SIDE_PANELS else "sequences"
     rest = height - 3
-    map_height = _map_height(num_blocks, width, max(6, rest * 2 // 5), zoomed)
+    map_height = _map_height(num_blocks, width, max(6, rest * 2 // 5), zoomed, 2)
     rest -= map_height
     top = 1 + map_height
     lines: dict[str, Rect] = {
@@ -53,7 +53,7 @@ def _wide(width: int, height: int, num_blocks: int, zoomed: bool) -> dict[str, R
     body = height - 5  # header 2, timeline 2, footer 1
     bottom = max(9, min(14, body * 3 // 10))
     upper = body - bottom
-    map_height = _map_height(num_blocks, left, upper - 7, zoomed)
+    map_height = _map_height(num_blocks, left, upper - 7, zoomed, 4)
     seq_height = max(6, upper * 2 // 5)
     kernels = width * 60 // 100
     return {

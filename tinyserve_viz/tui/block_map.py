@@ -23,6 +23,7 @@ _LABEL = 7  # places of the block id at the left of a row
 _CURSOR = Style(color="#ffd75f", bgcolor=look.INK, reverse=True, bold=True)
 _TOUCHED = Style(underline=True, bold=True, color=look.INK, bgcolor="#ffffff")
 _WIDE = 4
+_ROOMY = 9  # lines from which on legend and sentence get two lines each
 _EDGE = -9  # owner of places behind the last block
 
 
@@ -183,8 +184,8 @@ def _age(age: int) -> tuple[str, Style]:
     return str(figure), look.ramp(1 - figure / 9)
 
 
-def legend(mode: str, grid: Grid, width: int) -> Text:
-    """What the signs mean, as much of it as fits in one line; what is least clear by itself comes first."""
+def legend(mode: str, grid: Grid, width: int, most: int = 1) -> list[Text]:
+    """What the signs mean, as much of it as fits in `most` lines; what is least clear by itself comes first."""
     wide, many = grid.cell > 1, grid.blocks > 1
     chip, shade = look.owner_chip(0), look.owner_shade(0)
     items: list[tuple[str | tuple[str, Style], ...]] = []
@@ -229,18 +230,22 @@ def legend(mode: str, grid: Grid, width: int) -> Text:
                 " ≥256",
             )
         ]
-    items.append((((look.GLYPH_CACHED * (3 if wide else 1)), look.CACHED_STYLE), " cached, no holder"))
+    items.append(
+        (((look.GLYPH_CACHED * (3 if wide else 1)), look.CACHED_STYLE), " cached" if many else " cached, no holder")
+    )
     items.append(((look.GLYPH_FREE, look.FAINT), " free"))
     items.append((("A", _TOUCHED), " last event"))
-    text = look.line()
+    lines = [look.line()]
     for item in items:
         part = look.line(*item)
-        if text.cell_len + part.cell_len + 2 > width:
-            continue
-        if text.cell_len:
-            text.append("  ")
-        text.append_text(part)
-    return text
+        if lines[-1].cell_len + part.cell_len + 2 > width:
+            if len(lines) == most:
+                continue  # a shorter one may still fit
+            lines.append(look.line())
+        if lines[-1].cell_len:
+            lines[-1].append("  ")
+        lines[-1].append_text(part)
+    return lines
 
 
 class BlockMap(Panel):
@@ -257,8 +262,9 @@ class BlockMap(Panel):
 
     def lines(self, view: View, width: int, height: int) -> list[Text]:
         frame = view.frame
-        below = 3 if height >= 8 else 2  # the legend, and one or two lines about a block
+        below = 4 if height >= _ROOMY else 2  # lines of the legend, and of the sentence about a block
         grid = self.grid = grid_for(frame.num_blocks, width, height - below, view.zoomed, view.cursor)
+        below = min(4, height - grid.rows)
         drawn = cells(frame, grid, view.mode)
         marked = dict.fromkeys(((frame.touched - grid.first) // grid.blocks).tolist(), _TOUCHED)
         if view.cursor >= 0:
@@ -271,16 +277,17 @@ class BlockMap(Panel):
             text.append(f"{grid.first + start * grid.blocks:>{_LABEL - 1}} ", look.DIM)
             _append_cells(text, drawn[start : start + grid.per_row], start, grid, marked)
             found.append(text)
-        found += [look.line()] * (height - below - len(found))
-        found.append(legend(view.mode, grid, width))
+        explained = legend(view.mode, grid, width, max(1, below - 2))
+        room = below - len(explained)
         if view.cursor >= 0:
             told, style = frame.describe_block(view.cursor), look.BOLD
         elif len(frame.touched):
             told, style = f"last event: {frame.describe_block(int(frame.touched[0]))}", look.DIM
         else:
             told, style = "choose a block with the arrow keys or the mouse; c changes the colours", look.DIM
-        found += [look.line((piece, style)) for piece in look.wrap(told, width)[: below - 1]]
-        return found
+        sentence = [look.line((piece, style)) for piece in look.wrap(told, width)[:room]]
+        found += [look.line()] * (height - len(found) - len(explained) - len(sentence))
+        return [*found, *explained, *sentence]
 
     def on_click(self, event: ui.Click) -> None:
         """Choose the block under the mouse."""
