@@ -71,8 +71,8 @@ extern "C" __global__ void paged_attention(
             float score = -INFINITY;
             if (threadIdx.x < TILE && token < length) {
                 const int block = block_table[seq * max_blocks_per_seq + token / block_size];
-                if (block < 0) atomicOr(status, STATUS_UNMAPPED);
-                else if (block >= num_blocks) atomicOr(status, STATUS_RANGE);
+                if (block == -1) atomicOr(status, STATUS_UNMAPPED);
+                else if (block < 0 || block >= num_blocks) atomicOr(status, STATUS_RANGE);
                 else at = pool_offset(block, token % block_size, kv_head, 0, block_size, num_kv_heads, head_dim);
                 if (at >= 0) score = score_of(row, key_cache + at, head_dim) * scale;
             }
