@@ -175,7 +175,8 @@ def _blocks_allocated(event: ev.BlocksAllocated, state: CacheState) -> str:
     kinds = ((event.num_unused, "never used"), (event.num_freed, "freed before"), (event.num_evicted, "just evicted"))
     source = ", ".join(f"{number:,} {kind}" for number, kind in kinds if number)
     last = f"block {event.runner_up} is next" if event.runner_up >= 0 else "none is left"
-    return f"{text}: they headed the free order ({source}); {last}" if source else f"{text}; {last}"
+    headed = "it headed" if len(event.blocks) == 1 else "they headed"
+    return f"{text}: {headed} the free order ({source}); {last}" if source else f"{text}; {last}"
 
 
 def _blocks_copied(event: ev.BlocksCopied, state: CacheState) -> str:

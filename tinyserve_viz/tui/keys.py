@@ -46,10 +46,11 @@ GROUPS: tuple[tuple[str, tuple[Binding, ...]], ...] = (
             Binding("4", "panel(4)", "block table"),
             Binding("5", "panel(5)", "memory"),
             Binding("6", "panel(6)", "kernels"),
+            Binding("7", "panel(7)", "history"),
             Binding("s", "save", "screenshot (SVG) into the working directory"),
             Binding("ctrl+p", "command_palette", "palette of all commands"),
             Binding("question_mark,f1", "help", "this help"),
-            Binding("q", "quit", "quit"),
+            Binding("q,ctrl+c", "quit", "quit"),
         ),
     ),
 )

@@ -32,7 +32,7 @@ class Memory(Panel):
         available = memory.free + memory.cached
         found = [
             share("used", memory.used, look.GOOD),
-            share("cached", memory.cached, look.CACHED_STYLE),
+            share("cached", memory.cached, look.WARN),
             share("free", memory.free, look.DIM),
             look.line(
                 "internal ", (look.percent(memory.internal), look.BOLD),

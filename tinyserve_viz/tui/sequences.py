@@ -30,7 +30,7 @@ class Sequences(Panel):
             return [look.line(("no sequence is alive", look.DIM))]
         tokens_width = max(6, *(len(_tokens(row)) for row in rows))
         longest = max(len(row.name) for row in rows)
-        name_width = max(6, min(longest, width - tokens_width - 35))
+        name_width = max(4, min(longest, width - tokens_width - 35))
         head = f"   {'name':<{name_width}} {'does':<9} {'tokens':>{tokens_width}} blocks shared  hit"
         chosen = next((i for i, row in enumerate(rows) if row.seq == view.frame.chosen), 0)
         room = height - 1
