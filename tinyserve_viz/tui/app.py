@@ -26,6 +26,7 @@ from tinyserve_viz.tui import keys, look
 from tinyserve_viz.tui.arrange import MIN_HEIGHT, MIN_WIDTH, SIDE_PANELS, arrange
 from tinyserve_viz.tui.block_map import MODES, BlockMap
 from tinyserve_viz.tui.block_table import BlockTable
+from tinyserve_viz.tui.course import Course
 from tinyserve_viz.tui.dialogs import Prompt, TextScreen
 from tinyserve_viz.tui.kernels import Kernels
 from tinyserve_viz.tui.memory import Memory
@@ -36,7 +37,7 @@ from tinyserve_viz.tui.sequences import Sequences
 from tinyserve_viz.tui.strips import FooterLine, HeaderLine, TimelineStrip
 from tinyserve_viz.tui.why import Why
 
-PANELS: tuple[type[Panel], ...] = (BlockMap, Why, Sequences, BlockTable, Memory, Kernels)
+PANELS: tuple[type[Panel], ...] = (BlockMap, Why, Sequences, BlockTable, Memory, Kernels, Course)
 LINES: tuple[type[Panel], ...] = (HeaderLine, TimelineStrip, FooterLine)
 
 _TICK_S = 0.1  # at most ten frames a second
@@ -140,8 +141,9 @@ class Debugger(App[None]):
     def _lay_out(self) -> None:
         width, height = self._shown_size or self.size
         screen = self.screen_stack[0]
-        num_blocks = self._player.timeline.header.engine.num_blocks
-        places = arrange(width, height, num_blocks, self._panel, self._zoomed)
+        header = self._player.timeline.header
+        kernels_ran = header.origin.get("kernels_run", "none") != "none"
+        places = arrange(width, height, header.engine.num_blocks, self._panel, self._zoomed, kernels_ran)
         for panel in screen.query(Panel):
             place = places.get(panel.NAME)
             panel.display = place is not None

@@ -7,16 +7,22 @@ from tinyserve_viz.tui.block_map import grid_for
 MIN_WIDTH, MIN_HEIGHT = 60, 16
 Rect = tuple[int, int, int, int]  # x, y, width, height
 
-SIDE_PANELS = ("sequences", "table", "memory", "kernels")
+_VERY_WIDE = 170  # room for kernels, history and memory side by side
+SIDE_PANELS = ("sequences", "table", "memory", "kernels", "course")
 
 
-def arrange(width: int, height: int, num_blocks: int, active: str, zoomed: bool = False) -> dict[str, Rect]:
-    """Rectangles of the panels that are shown; empty where the screen is too small."""
+def arrange(
+    width: int, height: int, num_blocks: int, active: str, zoomed: bool = False, kernels_ran: bool = True
+) -> dict[str, Rect]:
+    """Rectangles of the panels that are shown; empty where the screen is too small.
+
+    Where no kernels ran their place goes to the history, until it is asked for.
+    """
     if width < MIN_WIDTH or height < MIN_HEIGHT:
         return {}
     if width < 110 or height < 30:
         return _narrow(width, height, num_blocks, active, zoomed)
-    return _wide(width, height, num_blocks, zoomed)
+    return _wide(width, height, num_blocks, active, zoomed, kernels_ran)
 
 
 def _map_height(num_blocks: int, width: int, most: int, zoomed: bool, below: int) -> int:
@@ -46,7 +52,7 @@ def _narrow(width: int, height: int, num_blocks: int, active: str, zoomed: bool)
     return {**lines, "why": (0, top, width, why_height), panel: (0, top + why_height, width, rest)}
 
 
-def _wide(width: int, height: int, num_blocks: int, zoomed: bool) -> dict[str, Rect]:
+def _wide(width: int, height: int, num_blocks: int, active: str, zoomed: bool, kernels_ran: bool) -> dict[str, Rect]:
     """The map and the reasons at the left, sequences and block table at the right, kernels and memory below."""
     left = width * 55 // 100
     right = width - left
@@ -55,15 +61,24 @@ def _wide(width: int, height: int, num_blocks: int, zoomed: bool) -> dict[str, R
     upper = body - bottom
     map_height = _map_height(num_blocks, left, upper - 7, zoomed, 4)
     seq_height = max(6, upper * 2 // 5)
-    kernels = width * 60 // 100
+    row: tuple[tuple[str, int], ...]
+    if kernels_ran and width >= _VERY_WIDE:
+        third = width * 42 // 100, width * 30 // 100
+        row = (("kernels", third[0]), ("course", third[1]), ("memory", width - sum(third)))
+    else:
+        course = active == "course" or not (kernels_ran or active == "kernels")
+        row = (("course" if course else "kernels", width * 60 // 100), ("memory", width - width * 60 // 100))
+    below, x = {}, 0
+    for name, place in row:
+        below[name] = (x, 2 + upper, place, bottom)
+        x += place
     return {
         "header": (0, 0, width, 2),
         "blocks": (0, 2, left, map_height),
         "why": (0, 2 + map_height, left, upper - map_height),
         "sequences": (left, 2, right, seq_height),
         "table": (left, 2 + seq_height, right, upper - seq_height),
-        "kernels": (0, 2 + upper, kernels, bottom),
-        "memory": (kernels, 2 + upper, width - kernels, bottom),
+        **below,
         "timeline": (0, height - 3, width, 2),
         "footer": (0, height - 1, width, 1),
     }

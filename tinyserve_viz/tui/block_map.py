@@ -76,11 +76,13 @@ def _group(cell: int) -> int:
 
 
 def _largest(width: int, cell: int) -> int:
-    """Cells in a row: the most whole eighths that fit, of wide cells or of small ones with a gap every sixteen."""
+    """Cells in a row: as many times eight as fit, with their gaps."""
     room = width - _LABEL
     count = room // cell // 8 * 8
     while count and count * cell + (count - 1) // _group(cell) > room:
         count -= 8
+    if cell > 1 and count:
+        return 1 << count.bit_length() - 1  # 8, 16, 32 …: ids that one reckons with
     return count if count else 8 if cell == 1 and room >= 8 else 0
 
 
