@@ -10,7 +10,8 @@ from collections import OrderedDict
 
 import numpy as np
 
-from tinyserve_viz.analysis.frame import Frame, Said, build_frame
+from tinyserve_viz.analysis.frame import Frame, Said
+from tinyserve_viz.analysis.framing import build_frame
 from tinyserve_viz.analysis.sentences import sentence
 from tinyserve_viz.core import events as ev
 from tinyserve_viz.core.apply import apply
