@@ -192,3 +192,36 @@ def test_the_screenshot_command_needs_no_terminal(recording: Path, tmp_path: Pat
     text = output.read_text(encoding="utf-8")
     assert text.startswith("<svg")
     assert "step&#160;79" in text
+
+
+def test_without_colour_the_same_signs_stand_at_the_same_places(
+    recording: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[list[list[str]]] = []
+
+    async def look(app: Debugger, pilot: Pilot[None]) -> None:
+        await type_place(pilot, "70")
+        shown.append(drawn(app))
+
+    drive(recording, look)
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    async def look_without(app: Debugger, pilot: Pilot[None]) -> None:
+        assert app.no_color
+        await look(app, pilot)
+
+    drive(recording, look_without)
+    assert shown[0] == shown[1]
+
+
+def test_without_a_terminal_the_summary_is_printed(recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", str(recording)]) == 0
+    assert "invariants" in capsys.readouterr().out
+
+
+def test_every_command_stands_in_the_palette(recording: Path) -> None:
+    async def look(app: Debugger, pilot: Pilot[None]) -> None:
+        commands = [command.title for command in app.get_system_commands(app.screen)]
+        assert commands == [b.description for b in keys.BINDINGS if b.action != "command_palette"]
+
+    drive(recording, look)

@@ -192,8 +192,8 @@ class Frame:
             return f"block {block}: cached, nobody holds it, hash #{self.content[block]}{self._idle(block)}"
         index = f", hash #{self.content[block]}" if self.content[block] >= 0 else ""
         return (
-            f"block {block}: {self.holders(block)}; ref {self.ref[block]}, {self.fill[block]}/{self.block_size} tokens, "
-            f"gen {self.gen[block]}{index}{self._idle(block)}"
+            f"block {block}: {self.holders(block)}; ref {self.ref[block]}, "
+            f"{self.fill[block]}/{self.block_size} tokens, gen {self.gen[block]}{index}{self._idle(block)}"
         )
 
     def holders(self, block: int) -> str:
