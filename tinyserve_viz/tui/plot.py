@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import plotext
 from rich.text import Text
 
 from tinyserve_viz.tui import look
@@ -34,6 +33,8 @@ def plotted(
     unit: str = "",
 ) -> list[Text]:
     """A line through `points` over steps `ends[0]` … `ends[1]`, from 0 to `top`; `here` marks a step by a line."""
+    import plotext  # here, because importing it takes 0.2 s, which the first frame would wait for
+
     figure = plotext.figure
     figure.clear()
     figure.theme("clear")
