@@ -178,6 +178,17 @@ def test_a_terminal_that_shrinks_and_grows_again_keeps_up(recording: Path) -> No
     drive(recording, resize)
 
 
+def test_the_figure_of_the_active_panel_gives_it_the_screen_and_escape_takes_it_back(recording: Path) -> None:
+    async def enlarge(app: Debugger, pilot: Pilot[None]) -> None:
+        await pilot.press("G", "6", "6")
+        assert [kind.NAME for kind in PANELS if app.query_one(kind).display] == ["kernels"]
+        assert app.query_one(PANELS[5]).size.width == 118
+        await pilot.press("escape")
+        assert [kind.NAME for kind in PANELS if not app.query_one(kind).display] == ["course"]
+
+    drive(recording, enlarge)
+
+
 def test_ascii_draws_nothing_beyond_ascii(recording: Path) -> None:
     async def look(app: Debugger, pilot: Pilot[None]) -> None:
         await type_place(pilot, "79")

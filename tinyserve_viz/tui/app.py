@@ -88,7 +88,7 @@ class Debugger(App[None]):
         self._ascii, self.position = ascii_only, start
         self._cursor, self._mode, self._zoomed = -1, 0, False
         self._playing, self._speed, self._ticks = False, 2, 0
-        self._panel, self._notice = "blocks", ""
+        self._panel, self._enlarged, self._notice = "blocks", False, ""
         self._chosen: int | None = None
         self._shown_size: Size | None = None  # the terminal's, which `size` tells a moment too late
         self.failure: TinyserveError | None = None
@@ -143,7 +143,8 @@ class Debugger(App[None]):
         screen = self.screen_stack[0]
         header = self._player.timeline.header
         kernels_ran = header.origin.get("kernels_run", "none") != "none"
-        places = arrange(width, height, header.engine.num_blocks, self._panel, self._zoomed, kernels_ran)
+        blocks = header.engine.num_blocks
+        places = arrange(width, height, blocks, self._panel, self._zoomed, kernels_ran, self._enlarged)
         for panel in screen.query(Panel):
             place = places.get(panel.NAME)
             panel.display = place is not None
@@ -287,8 +288,9 @@ class Debugger(App[None]):
 
     def action_release(self) -> None:
         """Choose no block, and leave the choice of the sequence to the frame."""
-        self._cursor, self._chosen = -1, None
+        self._cursor, self._chosen, self._enlarged = -1, None, False
         self._say("")
+        self._lay_out()
 
     def action_colours(self) -> None:
         """Colour the map by owner, references, filled tokens or age."""
@@ -302,11 +304,14 @@ class Debugger(App[None]):
         self._lay_out()
 
     def action_panel(self, number: int) -> None:
-        """Make a panel the active one; 0: the next of those that small screens show one at a time."""
+        """Make a panel the active one, or enlarge the one that is; 0: the next of those that small screens show one at
+        a time."""
         if len(self.screen_stack) > 1:
             return
         if number:
-            self._panel = PANELS[number - 1].NAME
+            name = PANELS[number - 1].NAME
+            self._enlarged = name == self._panel and not self._enlarged
+            self._panel = name
         else:
             order = ("blocks", *SIDE_PANELS)
             self._panel = order[(order.index(self._panel) + 1) % len(order)] if self._panel in order else order[0]

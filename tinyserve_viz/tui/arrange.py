@@ -12,14 +12,29 @@ SIDE_PANELS = ("sequences", "table", "memory", "kernels", "course")
 
 
 def arrange(
-    width: int, height: int, num_blocks: int, active: str, zoomed: bool = False, kernels_ran: bool = True
+    width: int,
+    height: int,
+    num_blocks: int,
+    active: str,
+    zoomed: bool = False,
+    kernels_ran: bool = True,
+    enlarged: bool = False,
 ) -> dict[str, Rect]:
     """Rectangles of the panels that are shown; empty where the screen is too small.
 
-    Where no kernels ran their place goes to the history, until it is asked for.
+    Where no kernels ran their place goes to the history, until it is asked for. `enlarged` gives the active panel all
+    the room.
     """
     if width < MIN_WIDTH or height < MIN_HEIGHT:
         return {}
+    if enlarged:
+        lines = 1 if height < 30 else 2
+        return {
+            "header": (0, 0, width, lines),
+            active: (0, lines, width, height - 1 - 2 * lines),
+            "timeline": (0, height - 1 - lines, width, lines),
+            "footer": (0, height - 1, width, 1),
+        }
     if width < 110 or height < 30:
         return _narrow(width, height, num_blocks, active, zoomed)
     return _wide(width, height, num_blocks, active, zoomed, kernels_ran)

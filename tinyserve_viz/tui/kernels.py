@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import plotext
 from rich.text import Text
 
 from tinyserve_viz.analysis.sentences import duration
 from tinyserve_viz.tui import look
 from tinyserve_viz.tui.panel import Panel, View
+from tinyserve_viz.tui.plot import plotted
 
 _PLOT_STEPS = 120
-_PLOT_WIDTH, _PLOT_HEIGHT = 36, 7  # the least that plotext draws legibly
+_PLOT_WIDTH, _PLOT_HEIGHT = 36, 7  # the least that is worth a plot
+_TABLE_WIDTH = 76
 
 
 class Kernels(Panel):
@@ -36,19 +37,25 @@ class Kernels(Panel):
             return [look.line((text, look.DIM)) for text in look.wrap(why, width)]
         past = view.history.steps_before(frame.kernel_step + 1, _PLOT_STEPS)
         times = view.history.kernel_us[past]
-        beside = width >= 64 + _PLOT_WIDTH and height >= _PLOT_HEIGHT and len(times) > 1
-        table = self._table(view, width - (_PLOT_WIDTH + 2 if beside else 0), height - (not beside and height > 4))
-        if beside:
-            plot_width = min(width - 66, 80)
-            plot = plotted(times, past.start, plot_width, height)
+        lines_of_table = len(frame.kernels) + 1
+        if height >= lines_of_table + _PLOT_HEIGHT and len(times) > 1:
+            plot = _history(times, past.start, width, min(16, height - lines_of_table))
+            return [*self._table(view, width, lines_of_table), *plot]
+        if height >= _PLOT_HEIGHT and width >= _TABLE_WIDTH + _PLOT_WIDTH and len(times) > 1:
+            table = self._table(view, _TABLE_WIDTH, height)
+            plot = _history(times, past.start, width - _TABLE_WIDTH - 2, height)
             table += [look.line()] * (len(plot) - len(table))
             for text, drawn in zip(table, plot, strict=False):
-                text.append(" " * max(1, width - plot_width - text.cell_len))
-                text.append(drawn, look.DIM)
-        elif height > 4 and times:
-            label = f"all kernels, last {len(times[-(width - 30) :])} steps "
-            table.append(look.line((label, look.DIM), (look.sparkline(times[-(width - 30) :]), look.WARN)))
-        return table[:height]
+                text.append(" " * (_TABLE_WIDTH + 2 - text.cell_len))
+                text.append_text(drawn)
+            return table
+        table = self._table(view, width, height - (height > 4))
+        if height > 4 and times:
+            recent = times[-(width - 30) :]
+            table.append(
+                look.line((f"all kernels, last {len(recent)} steps ", look.DIM), (look.sparkline(recent), look.WARN))
+            )
+        return table
 
     def _table(self, view: View, width: int, height: int) -> list[Text]:
         rows = view.frame.kernels
@@ -72,15 +79,12 @@ class Kernels(Panel):
         return found
 
 
-def plotted(times_us: Sequence[float], first_step: int, width: int, height: int) -> list[str]:
-    """A line plot of the time of all kernels a step, by plotext, without colours."""
-    figure = plotext.figure
-    figure.clear()
-    figure.theme("clear")
-    figure.plot_size(width, height)
-    figure.title("all kernels, ms a step")
-    steps = list(range(first_step, first_step + len(times_us)))
-    signal = figure.signal(steps, [time / 1e3 for time in times_us], marker="braille")
-    signal.lines()
-    figure.draw(signal)
-    return [text.rstrip() for text in plotext.uncolorize(str(figure.build())).splitlines()]
+def _history(times_us: Sequence[float], first_step: int, width: int, height: int) -> list[Text]:
+    """A plot of the time of all kernels over the last steps, under a line that says so."""
+    milliseconds = [time / 1e3 for time in times_us]
+    steps = [float(first_step + place) for place in range(len(milliseconds))]
+    ends = (first_step, first_step + len(milliseconds) - 1)
+    head = look.line(("● ", look.WARN), f"all kernels, ms a step, last {len(steps)}")
+    head.truncate(width)
+    plot = plotted((steps, milliseconds), ends, max(milliseconds), width, height - 1, style=look.WARN)
+    return [head, *plot]

@@ -31,7 +31,7 @@ GROUPS: tuple[tuple[str, tuple[Binding, ...]], ...] = (
             Binding("w", "sequence(1)", "next sequence"),
             Binding("W", "sequence(-1)", "previous sequence"),
             Binding("enter", "inspect", "inspect the chosen block: its holders and what happened to it"),
-            Binding("escape", "release", "choose nothing"),
+            Binding("escape", "release", "choose nothing, show all panels"),
             Binding("c", "colours", "map by owner, references, filled tokens or age"),
             Binding("z", "zoom", "zoom the map: one block a place, or the whole pool"),
         ),
@@ -40,7 +40,7 @@ GROUPS: tuple[tuple[str, tuple[Binding, ...]], ...] = (
         "panels",
         (
             Binding("tab", "panel(0)", "next panel", priority=True),
-            Binding("1", "panel(1)", "blocks"),
+            Binding("1", "panel(1)", "blocks; the same figure again gives a panel the whole screen"),
             Binding("2", "panel(2)", "why"),
             Binding("3", "panel(3)", "sequences"),
             Binding("4", "panel(4)", "block table"),
