@@ -247,24 +247,58 @@ __device__ __forceinline__ Segment segment_of(const WorkList& list, int64_t at, 
     return part;
 }
 
-// Put the parts of a sequence together, in the order of its segments: `group` heads from `head` on.
-__device__ __forceinline__ void merge_parts(const WorkList& list, int64_t seq, int64_t head, int64_t group,
-                                            int64_t num_heads, int64_t head_dim, half* output, float* lse) {
+// Put the parts of one query head together, in the order of its sequence's segments. The whole thread block calls it:
+// first threads over segments for the maximum and the weights, then threads over channels with the loads of many
+// segments in flight.
+__device__ __forceinline__ void merge_parts(const WorkList& list, int64_t seq, int64_t head, int64_t num_heads,
+                                            int64_t head_dim, half* output, float* lse) {
+    __shared__ float weight[WARP_SIZE * ATTENTION_WARPS];
+    __shared__ float warp_top[ATTENTION_WARPS];
     const int64_t first = max(list.seq_segments[2 * seq], 0);
     const int64_t end = min(first + max(list.seq_segments[2 * seq + 1], 0), list.max_segments);
-    for (int64_t i = threadIdx.x; i < group * head_dim; i += blockDim.x) {
-        const int64_t own = head + i / head_dim, d = i % head_dim;
-        float highest = -INFINITY, sum = 0.0f, value = 0.0f;
-        for (int64_t segment = first; segment < end; ++segment) {
-            if (list.segments[3 * segment] != seq) continue;
-            const float* ml = list.partial_ml + (segment * num_heads + own) * 2;
-            const float top = fmaxf(highest, ml[0]);
-            const float before = rescale(highest, top), part = rescale(ml[0], top);
-            sum = sum * before + ml[1] * part;
-            value = value * before + list.partial_output[(segment * num_heads + own) * head_dim + d] * part;
-            highest = top;
-        }
-        output[(seq * num_heads + own) * head_dim + d] = __float2half(sum == 0.0f ? 0.0f : value / sum);
-        if (d == 0) lse[seq * num_heads + own] = sum == 0.0f ? -INFINITY : highest * LN_2 + logf(sum);
+    const auto ml = [&](int64_t segment) { return list.partial_ml + (segment * num_heads + head) * 2; };
+    float top = -INFINITY;
+    for (int64_t segment = first + threadIdx.x; segment < end; segment += blockDim.x) {
+        if (list.segments[3 * segment] == seq) top = fmaxf(top, ml(segment)[0]);
     }
+    top = warp_reduce_max(top);
+    if (threadIdx.x % WARP_SIZE == 0) warp_top[threadIdx.x / WARP_SIZE] = top;
+    __syncthreads();
+    for (int w = 0; w < ATTENTION_WARPS; ++w) top = fmaxf(top, warp_top[w]);
+    float sum = 0.0f, value[MAX_HEAD_DIM / (WARP_SIZE * ATTENTION_WARPS)] = {};
+    for (int64_t tile = first; tile < end; tile += blockDim.x) {
+        const int64_t own = tile + threadIdx.x;
+        const bool there = own < end && list.segments[3 * own] == seq;
+        const float part = there ? rescale(ml(own)[0], top) : 0.0f;
+        __syncthreads();  // the weights of the tile before have been read
+        weight[threadIdx.x] = part;
+        sum += part != 0.0f ? part * ml(own)[1] : 0.0f;
+        __syncthreads();
+        const int parts = (int)min((int64_t)blockDim.x, end - tile);
+        for (int k = 0; k * (int)blockDim.x < head_dim; ++k) {
+            const int64_t d = threadIdx.x + k * (int64_t)blockDim.x;
+            if (d >= head_dim) break;
+            const float* from = list.partial_output + (tile * num_heads + head) * head_dim + d;
+            float total = value[k];
+#pragma unroll 8
+            for (int i = 0; i < parts; ++i) {
+                const float w = weight[i];
+                const float held = w != 0.0f ? from[i * num_heads * head_dim] : 0.0f;
+                total += w * held;
+            }
+            value[k] = total;
+        }
+    }
+    sum = warp_reduce_sum(sum);
+    __syncthreads();
+    if (threadIdx.x % WARP_SIZE == 0) warp_top[threadIdx.x / WARP_SIZE] = sum;
+    __syncthreads();
+    sum = 0.0f;
+    for (int w = 0; w < ATTENTION_WARPS; ++w) sum += warp_top[w];
+    for (int k = 0; k * (int)blockDim.x < head_dim; ++k) {
+        const int64_t d = threadIdx.x + k * (int64_t)blockDim.x;
+        if (d >= head_dim) break;
+        output[(seq * num_heads + head) * head_dim + d] = __float2half(sum == 0.0f ? 0.0f : value[k] / sum);
+    }
+    if (threadIdx.x == 0) lse[seq * num_heads + head] = sum == 0.0f ? -INFINITY : top * LN_2 + logf(sum);
 }

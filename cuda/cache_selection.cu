@@ -1,12 +1,20 @@
 // Choose the blocks that a query will read: first and last ones and the best-scored others within the row's budget;
 // then count the accesses.
-// One thread block per sequence, its selecting heads one after the other: a radix select over the scores and a scan in
-// block order, so that ties go to the lower block and the list ascends. A block kept by several heads is counted once,
-// for the first of them.
+// One thread block per sequence for the row's budget; then one per (sequence, selecting head): a radix select over the
+// scores and a scan in block order, so that ties go to the lower block and the list ascends; then one per sequence
+// counts. A block kept by several heads is counted once, for the first of them.
 // TinyServe S:306-352 (seed), whose three branches wrote into three id spaces; arXiv 2509.12211 (paper).
 #include "selection.cuh"
 
 constexpr int PAPER = 0;
+
+#define SELECTION_PARAMETERS                                                                                          \
+    const float *complexity, const int *requirement, const float *block_score, const int *num_seq_blocks, int         \
+        *history, int *selected, int *count, int8_t *priority, float *row_score, const int *block_table, int          \
+        *uses, int *freq, int64_t *last_use, int *workspace, int64_t num_seqs, int64_t num_score_heads, int64_t       \
+        max_blocks_per_seq, int64_t num_select_heads, int64_t max_selected, int64_t num_blocks, int64_t               \
+        workspace_words, int mode, int ratio_permille, int threshold_permille, int weight_complexity, int             \
+        weight_requirement, int weight_history, int sinks, int recent, int64_t clock, int *status
 
 __device__ bool contains(const int* ascending, int64_t count, int value) {
     int64_t low = 0, high = count;
@@ -83,47 +91,63 @@ extern "C" __global__ void cache_selection(
         flags |= STATUS_RANGE;
         budget = 0;
     }
-    for (int64_t head = 0; head < num_select_heads; ++head) {
-        const float* scores = block_score + (seq * num_score_heads + head) * max_blocks_per_seq;
-        const bool sum = num_select_heads != num_score_heads;
-        const auto score_of = [&](int64_t block) {
-            if (!sum) return scores[block];
-            float total = isnan(scores[block]) ? -INFINITY : scores[block];
-            for (int64_t other = 1; other < num_score_heads; ++other) {
-                const float next = scores[other * max_blocks_per_seq + block];
-                total = __fadd_rn(total, isnan(next) ? -INFINITY : next);
-            }
-            return positive_zero(total);
-        };
-        for (int64_t block = threadIdx.x; block < blocks; block += blockDim.x) {
-            bool undefined = isnan(score_of(block));
-            for (int64_t other = 0; sum && other < num_score_heads; ++other) {
-                undefined |= isnan(scores[other * max_blocks_per_seq + block]);
-            }
-            if (undefined) flags |= STATUS_NOT_A_NUMBER;
+    for (int64_t head = threadIdx.x; head < num_select_heads; head += blockDim.x) {
+        count[seq * num_select_heads + head] = (int)budget;  // what the next launch chooses
+    }
+    if (flags) atomicOr(status, flags);
+}
+
+extern "C" __global__ void cache_selection_choose(SELECTION_PARAMETERS) {
+    const int64_t seq = blockIdx.x, head = blockIdx.y;
+    if (seq >= num_seqs || head >= num_select_heads) return;
+    const int64_t blocks = min(max((int64_t)num_seq_blocks[seq], (int64_t)0), max_blocks_per_seq);
+    const float* scores = block_score + (seq * num_score_heads + head) * max_blocks_per_seq;
+    const bool sum = num_select_heads != num_score_heads;
+    const auto score_of = [&](int64_t block) {
+        if (!sum) return scores[block];
+        float total = isnan(scores[block]) ? -INFINITY : scores[block];
+        for (int64_t other = 1; other < num_score_heads; ++other) {
+            const float next = scores[other * max_blocks_per_seq + block];
+            total = __fadd_rn(total, isnan(next) ? -INFINITY : next);
         }
-        int* const list = selected + (seq * num_select_heads + head) * max_selected;
-        select_best([&](int64_t block) { return selection_key(score_of(block), block, blocks, sinks, recent); }, blocks,
-                    budget, list, max_selected);
-        if (threadIdx.x == 0) count[seq * num_select_heads + head] = (int)budget;
-        for (int64_t i = threadIdx.x; i < budget; i += blockDim.x) {
-            const int logical = list[i];
-            bool counted = false;
-            for (int64_t earlier = 0; earlier < head && !counted; ++earlier) {
-                counted = contains(selected + (seq * num_select_heads + earlier) * max_selected, budget, logical);
-            }
-            if (counted) continue;
-            accesses[logical] += 1;
-            if (!block_table) continue;
-            const int block = block_table[seq * max_blocks_per_seq + logical];
-            if (block < 0 || block >= num_blocks) {
-                flags |= block == -1 ? STATUS_UNMAPPED : STATUS_RANGE;
-                continue;
-            }
-            if (uses) atomicAdd(&uses[block], 1);
-            if (freq) atomicAdd(&freq[block], 1);
-            if (last_use) last_use[block] = clock;  // the same from whoever writes it
+        return positive_zero(total);
+    };
+    bool undefined = false;
+    for (int64_t block = threadIdx.x; block < blocks; block += blockDim.x) {
+        undefined |= isnan(score_of(block));
+        for (int64_t other = 0; sum && other < num_score_heads; ++other) {
+            undefined |= isnan(scores[other * max_blocks_per_seq + block]);
         }
+    }
+    if (undefined) atomicOr(status, STATUS_NOT_A_NUMBER);
+    const int64_t at = seq * num_select_heads + head;
+    select_best([&](int64_t block) { return selection_key(score_of(block), block, blocks, sinks, recent); }, blocks,
+                count[at], selected + at * max_selected, max_selected);
+}
+
+extern "C" __global__ void cache_selection_tally(SELECTION_PARAMETERS) {
+    const int64_t seq = blockIdx.x;
+    if (seq >= num_seqs) return;
+    const int64_t budget = count[seq * num_select_heads];  // the same for all heads
+    int flags = 0;
+    for (int64_t i = threadIdx.x; i < num_select_heads * budget; i += blockDim.x) {
+        const int64_t head = i / budget;
+        const int logical = selected[(seq * num_select_heads + head) * max_selected + i % budget];
+        bool counted = false;
+        for (int64_t earlier = 0; earlier < head && !counted; ++earlier) {
+            counted = contains(selected + (seq * num_select_heads + earlier) * max_selected, budget, logical);
+        }
+        if (counted) continue;
+        history[seq * max_blocks_per_seq + logical] += 1;
+        if (!block_table) continue;
+        const int block = block_table[seq * max_blocks_per_seq + logical];
+        if (block < 0 || block >= num_blocks) {
+            flags |= block == -1 ? STATUS_UNMAPPED : STATUS_RANGE;
+            continue;
+        }
+        if (uses) atomicAdd(&uses[block], 1);
+        if (freq) atomicAdd(&freq[block], 1);
+        if (last_use) last_use[block] = clock;  // the same from whoever writes it
     }
     if (flags) atomicOr(status, flags);
 }

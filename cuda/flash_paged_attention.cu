@@ -91,19 +91,19 @@ extern "C" __global__ void __launch_bounds__(128, 3) flash_paged_attention(
     }
 }
 
-// One thread block per (sequence, KV head).
+// One thread block per (sequence, query head).
 extern "C" __global__ void flash_paged_attention_merge(
     const half* query, const half* key_cache, const half* value_cache, const int* block_table, const int* seq_lens,
     half* output, float* lse, const int* segments, const int64_t* segment_range, const int* seq_segments,
     float* partial_output, float* partial_ml, int* tickets, int64_t num_seqs, int64_t num_heads, int64_t head_dim,
     int64_t num_blocks, int64_t block_size, int64_t num_kv_heads, int64_t max_blocks_per_seq, int64_t max_segments,
     int64_t num_workers, float scale, int* status) {
-    const int64_t seq = blockIdx.x, group = num_heads / num_kv_heads, head = blockIdx.y * group;
-    if (seq >= num_seqs) return;
+    const int64_t seq = blockIdx.x, head = blockIdx.y;
+    if (seq >= num_seqs || head >= num_heads) return;
     if (threadIdx.x == 0 && (seq_lens[seq] < 0 || seq_lens[seq] > max_blocks_per_seq * block_size)) {
         atomicOr(status, STATUS_RANGE);
     }
     const WorkList list = {segments,   segment_range, seq_segments, partial_output,
                            partial_ml, max_segments,  num_seqs};
-    merge_parts(list, seq, head, group, num_heads, head_dim, output, lse);
+    merge_parts(list, seq, head, num_heads, head_dim, output, lse);
 }

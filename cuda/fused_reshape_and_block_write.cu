@@ -1,8 +1,52 @@
 // Scatter new K and V into their blocks and keep each block's key box, in one pass.
 // One thread block per (logical block, sequence), or per entry of a work list of touched blocks: it owns the block, so
-// the box needs no atomics. Threads over channels; each walks the block's new tokens and keeps their extremes.
+// the box needs no atomics. Threads over channels, eight at a time (16 bytes) where head_dim and the addresses allow it;
+// each walks the block's new tokens, four in flight, and keeps their extremes.
 // TinyServe S:34-67; boxes: Quest, arXiv 2406.10774.
 #include "common.cuh"
+
+// Copy the K and V of `tokens` tokens in a column of sizeof(T) bytes, and make or widen the box of the column.
+template <typename T>
+__device__ __forceinline__ void write_channels(const half* source, half* key, half* value, half* low_at, half* high_at,
+                                               int tokens, int64_t channels, bool fresh) {
+    constexpr int CHANNELS = sizeof(T) / sizeof(half), IN_FLIGHT = 4;
+    float low[CHANNELS], high[CHANNELS];
+    const T old_low = *reinterpret_cast<const T*>(low_at), old_high = *reinterpret_cast<const T*>(high_at);
+#pragma unroll
+    for (int c = 0; c < CHANNELS; ++c) {
+        low[c] = fresh ? INFINITY : __half2float(reinterpret_cast<const half*>(&old_low)[c]);
+        high[c] = fresh ? -INFINITY : __half2float(reinterpret_cast<const half*>(&old_high)[c]);
+    }
+    for (int token = 0; token < tokens; token += IN_FLIGHT) {
+        T k[IN_FLIGHT], v[IN_FLIGHT];
+#pragma unroll
+        for (int i = 0; i < IN_FLIGHT; ++i) {
+            if (token + i >= tokens) continue;
+            k[i] = *reinterpret_cast<const T*>(source + (token + i) * 2 * channels);
+            v[i] = *reinterpret_cast<const T*>(source + (token + i) * 2 * channels + channels);
+        }
+#pragma unroll
+        for (int i = 0; i < IN_FLIGHT; ++i) {
+            if (token + i >= tokens) continue;
+            *reinterpret_cast<T*>(key + (token + i) * channels) = k[i];
+            *reinterpret_cast<T*>(value + (token + i) * channels) = v[i];
+#pragma unroll
+            for (int c = 0; c < CHANNELS; ++c) {
+                const float x = __half2float(reinterpret_cast<const half*>(&k[i])[c]);
+                low[c] = fminf(low[c], x);  // a NaN is passed over
+                high[c] = fmaxf(high[c], x);
+            }
+        }
+    }
+    T new_low, new_high;
+#pragma unroll
+    for (int c = 0; c < CHANNELS; ++c) {
+        reinterpret_cast<half*>(&new_low)[c] = __float2half(low[c] + 0.0f);  // -0 becomes +0
+        reinterpret_cast<half*>(&new_high)[c] = __float2half(high[c] + 0.0f);
+    }
+    *reinterpret_cast<T*>(low_at) = new_low;
+    *reinterpret_cast<T*>(high_at) = new_high;
+}
 
 extern "C" __global__ void fused_reshape_and_block_write(
     const half* kv,              // [num_tokens][2][num_kv_heads][head_dim] K, V
@@ -26,6 +70,9 @@ extern "C" __global__ void fused_reshape_and_block_write(
     int* status) {
     const int64_t channels = num_kv_heads * head_dim;
     const int64_t items = work_start ? num_work : max_blocks_per_seq * num_seqs;
+    const auto address = [](const void* pointer) { return (unsigned long long)pointer; };
+    const bool wide = head_dim % 8 == 0 &&
+                      ((address(kv) | address(key_cache) | address(value_cache) | address(box)) & 15) == 0;
     int flags = 0;
     if (work_start || blockIdx.x == 0) {
         // Without a block there is nobody to notice a sequence that does not fit, so the first thread blocks do.
@@ -65,24 +112,21 @@ extern "C" __global__ void fused_reshape_and_block_write(
             continue;
         }
         const int64_t slot = first - logical * block_size;
-        for (int64_t i = threadIdx.x; i < channels; i += blockDim.x) {
-            const int64_t kv_head = i / head_dim, d = i % head_dim;
-            const int64_t low_at = box_offset(block, kv_head, 0, d, num_kv_heads, head_dim);
-            const int64_t high_at = box_offset(block, kv_head, 1, d, num_kv_heads, head_dim);
-            float low = slot == 0 ? INFINITY : __half2float(box[low_at]);
-            float high = slot == 0 ? -INFINITY : __half2float(box[high_at]);
-            const half* source = kv + (row + first - start) * 2 * channels + i;
-            int64_t target = pool_offset(block, slot, 0, i, block_size, num_kv_heads, head_dim);
-#pragma unroll 4
-            for (int64_t token = first; token < last; ++token, source += 2 * channels, target += channels) {
-                const half key = source[0];
-                key_cache[target] = key;
-                value_cache[target] = source[channels];
-                low = fminf(low, __half2float(key));  // a NaN is passed over
-                high = fmaxf(high, __half2float(key));
+        const half* const source = kv + (row + first - start) * 2 * channels;
+        const int64_t target = pool_offset(block, slot, 0, 0, block_size, num_kv_heads, head_dim);
+        const int tokens = (int)(last - first);
+        if (wide) {
+            for (int64_t i = 8 * threadIdx.x; i < channels; i += 8 * blockDim.x) {
+                const int64_t bounds = box_offset(block, i / head_dim, 0, i % head_dim, num_kv_heads, head_dim);
+                write_channels<uint4>(source + i, key_cache + target + i, value_cache + target + i, box + bounds,
+                                      box + bounds + head_dim, tokens, channels, slot == 0);
             }
-            box[low_at] = __float2half(low + 0.0f);
-            box[high_at] = __float2half(high + 0.0f);
+        } else {
+            for (int64_t i = threadIdx.x; i < channels; i += blockDim.x) {
+                const int64_t bounds = box_offset(block, i / head_dim, 0, i % head_dim, num_kv_heads, head_dim);
+                write_channels<half>(source + i, key_cache + target + i, value_cache + target + i, box + bounds,
+                                     box + bounds + head_dim, tokens, channels, slot == 0);
+            }
         }
     }
     if (flags && threadIdx.x == 0) atomicOr(status, flags);

@@ -224,10 +224,11 @@ extern "C" __global__ void __launch_bounds__(128, 3) query_aware_paged_attention
     }
 }
 
-// One thread block per (sequence, KV head).
+// One thread block per (sequence, query head).
 extern "C" __global__ void query_aware_paged_attention_merge(QUERY_AWARE_PARAMETERS) {
-    const int64_t seq = blockIdx.x, kv_head = blockIdx.y, group = num_heads / num_kv_heads, head = kv_head * group;
-    if (seq >= num_seqs) return;
+    const int64_t seq = blockIdx.x, head = blockIdx.y;
+    if (seq >= num_seqs || head >= num_heads) return;
+    const int64_t kv_head = head / (num_heads / num_kv_heads);
     const WorkList list = {segments,   segment_range, seq_segments, partial_output,
                            partial_ml, max_segments,  num_seqs};
     const Row row = row_of(seq_lens, seq, block_size, max_blocks_per_seq, status);
@@ -251,9 +252,9 @@ extern "C" __global__ void query_aware_paged_attention_merge(QUERY_AWARE_PARAMET
     }
     read_blocks = block_sum(read_blocks);
     read_tokens = block_sum(read_tokens);
-    for (int64_t i = threadIdx.x; i < group; i += blockDim.x) {
-        blocks_read[seq * num_heads + head + i] = (int)read_blocks;
-        tokens_read[seq * num_heads + head + i] = (int)read_tokens;
+    if (threadIdx.x == 0) {
+        blocks_read[seq * num_heads + head] = (int)read_blocks;
+        tokens_read[seq * num_heads + head] = (int)read_tokens;
     }
-    merge_parts(list, seq, head, group, num_heads, head_dim, output, lse);
+    merge_parts(list, seq, head, num_heads, head_dim, output, lse);
 }

@@ -45,17 +45,32 @@ __device__ void select_best(KeyOf key_of, int64_t blocks, int64_t budget, int* s
     for (int shift = 24; shift >= 0 && budget > 0; shift -= 8) {
         for (int i = threadIdx.x; i < 256; i += blockDim.x) histogram[i] = 0;
         __syncthreads();
-        for (int64_t block = threadIdx.x; block < blocks; block += blockDim.x) {
-            const unsigned key = key_of(block);
-            if (shift == 24 || key >> (shift + 8) == prefix >> (shift + 8)) atomicAdd(&histogram[key >> shift & 255], 1);
+        for (int64_t start = 0; start < blocks; start += blockDim.x) {
+            const int64_t block = start + threadIdx.x;
+            const unsigned key = block < blocks ? key_of(block) : 0;
+            const bool agrees = block < blocks && (shift == 24 || key >> (shift + 8) == prefix >> (shift + 8));
+            // Neighbours often share a bucket (scores share an exponent): one addition for all lanes that do.
+            const unsigned bin = agrees ? key >> shift & 255 : 256;
+            const unsigned same = __match_any_sync(FULL_WARP, bin);
+            if (agrees && __ffs(same) - 1 == threadIdx.x % WARP_SIZE) atomicAdd(&histogram[bin], __popc(same));
         }
         __syncthreads();
-        if (threadIdx.x == 0) {
-            int64_t left = wanted;
-            int at = 255;
-            while (at > 0 && histogram[at] < left) left -= histogram[at--];
-            bucket = at;
-            still = left;
+        if (threadIdx.x < WARP_SIZE) {
+            // Lane l holds buckets 255 - 8·l down to 248 - 8·l; the one in which the count is reached finds the bucket.
+            int own = 0;
+            for (int i = 0; i < 8; ++i) own += histogram[255 - 8 * (int)threadIdx.x - i];
+            int upto = own;
+            for (int width = 1; width < WARP_SIZE; width *= 2) {
+                const int before = __shfl_up_sync(FULL_WARP, upto, width);
+                if (threadIdx.x >= width) upto += before;
+            }
+            if (upto >= wanted && upto - own < wanted) {
+                int64_t left = wanted - (upto - own);
+                int at = 255 - 8 * (int)threadIdx.x;
+                while (histogram[at] < left) left -= histogram[at--];
+                bucket = at;
+                still = left;
+            }
         }
         __syncthreads();
         prefix |= bucket << shift;

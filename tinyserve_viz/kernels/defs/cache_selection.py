@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyserve_viz.kernels.decision_math import F32, head_sum, permille
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Scalar, Status
+from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Scalar, Stage, Status
 from tinyserve_viz.kernels.paging import mapped
 from tinyserve_viz.kernels.parameters import default
 
@@ -212,9 +212,13 @@ KERNEL = KernelDef(
         Scalar("clock", "int64", "logical clock that last_use takes", 0),
     ),
     launch=Launch(
-        layout="one thread block per sequence: a radix select, then a scan in block order; ties to the lower block",
+        layout="one thread block per sequence for the budget, then per (sequence, head) to choose, then to count",
         grid=lambda a: (max(1, a["num_seqs"]), 1, 1),
         threads=256,
+        after=(
+            Stage("choose", lambda a: (max(1, a["num_seqs"]), max(1, a["num_select_heads"]), 1), 1024),
+            Stage("tally", lambda a: (max(1, a["num_seqs"]), 1, 1), 256),
+        ),
     ),
     requires=(
         Requirement(

@@ -50,7 +50,7 @@ WHOLE_WORK_LIST = Requirement(
 # With a work list a second launch puts each sequence's parts together.
 MERGE = Stage(
     "merge",
-    lambda a: (max(1, a["num_seqs"]), max(1, a["num_kv_heads"]), 1),
+    lambda a: (max(1, a["num_seqs"]), max(1, a["num_heads"]), 1),
     128,
     lambda facts: bool(facts["has_segments"]),
 )
