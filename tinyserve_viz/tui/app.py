@@ -6,6 +6,9 @@ waits for it.
 
 from __future__ import annotations
 
+import asyncio
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -102,6 +105,9 @@ class Debugger(App[None]):
     def on_mount(self) -> None:
         """Draw the first frame, then look for new events and play by a timer."""
         self.screen.set_class(self._ascii, "ascii")
+        if sys.platform != "win32":
+            for number in (signal.SIGTERM, signal.SIGHUP):  # leave as with q, with nothing left behind
+                asyncio.get_running_loop().add_signal_handler(number, self.exit)
         self._read_history(0.2)
         self._draw()
         self._lay_out()
