@@ -111,8 +111,8 @@ def test_a_full_disk_is_one_line_and_the_old_recording_stays(recording: Path) ->
 
 
 def long_trace(path: Path) -> str:
-    """A trace whose replay takes many seconds."""
-    lines = ["num_prefill_tokens,num_decode_tokens"] + ["300,400"] * 3000
+    """A trace whose replay takes many times as long as any test waits."""
+    lines = ["num_prefill_tokens,num_decode_tokens"] + ["300,400"] * 40_000
     path.write_text("\n".join(lines) + "\n")
     return str(path)
 
