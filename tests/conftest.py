@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# A busy machine must not fail a test: examples have no time limit of their own. In CI they are the same on every run, so
-# that a red run is about the change; on a developer's machine they are drawn afresh, and go on looking.
+# A busy machine must not fail a test: examples have no time limit of their own. In CI they are the same on every run,
+# so that a red run is about the change; on a developer's machine they are drawn afresh, and go on looking.
 settings.register_profile("no-deadline", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "no-deadline")
