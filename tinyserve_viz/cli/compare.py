@@ -1,4 +1,4 @@
-"""`compare`: where two servers, or two configurations, first decided differently."""
+"""`compare`: one trace under several configurations, two recordings, or a recording and another server's decisions."""
 
 from __future__ import annotations
 
@@ -6,26 +6,100 @@ import argparse
 import json
 from pathlib import Path
 
+from tinyserve_viz.cli.arguments import add_trace_arguments, whole_number
+
 FINDING = 1
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `compare`."""
+    from tinyserve_viz.cli.tournament import AXES
+
     parser.epilog = (
-        "example:\n"
-        "  tinyserve-viz replay sharegpt.jsonl --profile vllm --arrivals burst --record run.rec --headless\n"
+        "examples:\n"
+        "  tinyserve-viz compare mooncake.jsonl --eviction lru,fifo,lfu,clock,seed,belady --num-blocks 50000\n"
+        "  tinyserve-viz compare traces/quickstart.json --selection paper,seed --ratio 0.1,0.2,0.3,0.5\n"
+        "  tinyserve-viz compare azure.csv --allocator paged,contiguous,pow2,exact\n"
+        "  tinyserve-viz compare before.rec after.rec --fail-on-diff\n"
         "  tinyserve-viz compare run.rec --decisions vllm.decisions.jsonl\n"
-        "exit code 1 when they differ"
+        "A list after an option makes one replay for each value; several lists make all their combinations. With\n"
+        "--decisions the exit code is 1 when they differ, otherwise only with --fail-on-diff."
     )
-    parser.add_argument("recording", metavar="RECORDING", type=Path, help="a recording made by replay --record")
+    add_trace_arguments(parser)
+    parser.add_argument("other", nargs="?", type=Path, metavar="RECORDING", help="a second recording")
     parser.add_argument(
-        "--decisions", metavar="FILE", type=Path, required=True, help="decision lines of another server or run"
+        "--decisions", metavar="FILE", type=Path, help="decision lines of another server or run, for a recording"
     )
+    for axis in AXES:
+        parser.add_argument(axis.option, type=axis.parse, metavar=axis.metavar, help=axis.help)
+    parser.add_argument("--profile", default="tinyserve", metavar="NAME", help="tinyserve (default) or vllm")
+    parser.add_argument(
+        "--arrivals", default="trace", metavar="WHEN", help="trace (default), burst, sequential or timed"
+    )
+    parser.add_argument("--seed", type=whole_number(0), metavar="N", help="seed of the content")
+    parser.add_argument(
+        "--kernels",
+        choices=("all", "decisions", "none"),
+        help="all, all but attention, or none (default: all where selections are compared, else none)",
+    )
+    parser.add_argument("--fail-on-diff", action="store_true", help="exit code 1 when any decision differs")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Find the first step that differs and say what each side did; 1 when there is one."""
+    """Do what the arguments ask for: 1 when there is a difference that was asked to count."""
+    from tinyserve_viz.cli import tournament
+    from tinyserve_viz.cli.main import UsageError
+    from tinyserve_viz.core.errors import TraceError
+    from tinyserve_viz.recording.timeline import is_recording
+
+    path = Path(args.trace)
+    try:
+        recording = path.is_file() and is_recording(path)
+    except OSError as error:
+        raise TraceError(f"{path}: {error.strerror}") from None
+    options = tournament.given(args)
+    if args.other is not None or args.decisions is not None:
+        if options:
+            raise UsageError(f"tinyserve-viz compare: {options[0]} needs a trace alone; see --help")
+        if args.other is not None and args.decisions is not None:
+            raise UsageError("tinyserve-viz compare: a second recording and --decisions exclude each other; see --help")
+        return _against_lines(args) if args.other is None else _two_recordings(args)
+    if recording:
+        raise UsageError(
+            f"tinyserve-viz compare: {path} is a recording: name a second one, or --decisions FILE; see --help"
+        )
+    return tournament.run(args)
+
+
+def _two_recordings(args: argparse.Namespace) -> int:
+    """Metrics side by side and the first decision that differs."""
+    from tinyserve_viz.analysis.first_decision import compare_recordings
+    from tinyserve_viz.analysis.side_by_side import as_dict
+    from tinyserve_viz.cli.session import summarize_recording
+    from tinyserve_viz.recording.timeline import Timeline
+    from tinyserve_viz.report.side_by_side import as_table, difference_lines
+
+    paths = [Path(args.trace), args.other]
+    with Timeline(paths[0]) as ours, Timeline(paths[1]) as theirs:
+        summaries = [summarize_recording(timeline) for timeline in (ours, theirs)]
+        found = compare_recordings(ours, theirs)
+    labels = [str(path) for path in paths]
+    if args.json:
+        recordings = [
+            {"recording": label, "digest": summary["digest"], "metrics": as_dict(summary)}
+            for label, summary in zip(labels, summaries, strict=True)
+        ]
+        difference = None if found is None else found.as_dict()
+        print(json.dumps({"schema": 1, "recordings": recordings, "first_difference": difference}))
+    else:
+        print("\n".join([*as_table(labels, summaries), "", *difference_lines(found, *labels)]))
+    return FINDING if args.fail_on_diff and found is not None else 0
+
+
+def _against_lines(args: argparse.Namespace) -> int:
+    """Find the first step that differs from another server's lines and say what each side did; 1 when there is one."""
     from tinyserve_viz.analysis.decision_diff import first_difference, read_lines
     from tinyserve_viz.analysis.decisions import DecisionLines
     from tinyserve_viz.core.errors import TraceError
@@ -36,11 +110,11 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise TraceError(f"{args.decisions}: {error.strerror}") from None
     written: list[bytes] = []
-    with Timeline(args.recording) as timeline:
+    with Timeline(Path(args.trace)) as timeline:
         lines = DecisionLines(timeline.header.workload, timeline.header.engine.block_size, written.append)
         for step, event in timeline.events():
             lines.add(step, event)
-    ours = read_lines(b"".join(written), str(args.recording)) if written else []
+    ours = read_lines(b"".join(written), args.trace) if written else []
     found = first_difference(ours, theirs, args.decisions.name)
     if args.json:
         difference = None if found is None else {"step": found.step, "sentences": list(found.sentences)}

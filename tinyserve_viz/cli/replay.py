@@ -86,7 +86,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--selection", metavar="POLICY", help="which blocks a query reads: paper or seed")
     parser.add_argument(
-        "--ratio", type=_ratio, metavar="R", help="share of the blocks that selection paper keeps, 0.001 to 1"
+        "--ratio", type=ratio, metavar="R", help="share of the blocks that selection paper keeps, 0.001 to 1"
     )
     parser.add_argument(
         "--check",
@@ -139,7 +139,7 @@ def _size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _ratio(text: str) -> int:
+def ratio(text: str) -> int:
     """A share as per mille."""
     try:
         permille = round(float(text) * 1000)

@@ -97,8 +97,12 @@ def prepare(trace: Trace, settings: Settings) -> Header:
 
 def _kernels_by_size(engine: EngineConfig, workload: Workload) -> str:
     """All kernels where the NumPy reference takes seconds, none where it would take hours."""
-    tokens = workload.prompt_len.astype(np.int64) + workload.output_len * workload.num_samples
-    return "all" if engine.allocator == "paged" and int(tokens.sum()) <= ALL_KERNELS_UP_TO_TOKENS else "none"
+    return "all" if engine.allocator == "paged" and num_tokens(workload) <= ALL_KERNELS_UP_TO_TOKENS else "none"
+
+
+def num_tokens(workload: Workload) -> int:
+    """Tokens of all prompts and outputs."""
+    return int((workload.prompt_len.astype(np.int64) + workload.output_len * workload.num_samples).sum())
 
 
 def _given(overrides: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,115 @@
+"""`compare TRACE --option a,b`: one trace under several configurations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tinyserve_viz.cli.main import main
+from tinyserve_viz.core.resources import data_folder
+
+QUICKSTART = str(data_folder("traces") / "quickstart.json")
+
+
+def compared(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
+    assert main(["compare", QUICKSTART, *options, "--quiet", "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert found["schema"] == 1
+    return found
+
+
+def test_every_configuration_gets_the_numbers_of_its_own_replay(capsys: pytest.CaptureFixture[str]) -> None:
+    found = compared(capsys, "--eviction", "lru,fifo", "--num-blocks", "24")
+    assert [entry["label"] for entry in found["configurations"]] == ["lru", "fifo"]
+    for entry in found["configurations"]:
+        options = ["--eviction", entry["label"], "--num-blocks", "24", "--kernels", "none"]
+        assert main(["replay", QUICKSTART, "--headless", "--json", "--quiet", *options]) == 0
+        alone = json.loads(capsys.readouterr().out)
+        assert entry["digest"] == alone["digest"]
+        assert entry["metrics"]["evictions"] == alone["blocks"]["evictions"]
+        assert entry["metrics"]["prefix hit"] == alone["prefix"]["token_hit_rate"]
+
+
+def test_the_first_differing_eviction_is_told_from_both_sides(capsys: pytest.CaptureFixture[str]) -> None:
+    found = compared(capsys, "--eviction", "lru,fifo", "--num-blocks", "24")
+    assert found["configurations"][0]["first_difference"] is None
+    difference = found["configurations"][1]["first_difference"]
+    assert difference["num_same_decisions"] == 74
+    assert (difference["ours"]["step"], difference["theirs"]["step"]) == (42, 42)
+    assert "least recently used first" in difference["ours"]["text"]
+    assert "longest in the prefix index first" in difference["theirs"]["text"]
+
+
+def test_equal_decisions_are_no_difference_and_fail_on_diff_passes(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["compare", QUICKSTART, "--eviction", "lru,fifo", "--num-blocks", "4096", "--quiet", "--fail-on-diff"]
+    assert main(arguments) == 0
+    assert "fifo: every decision is that of lru" in capsys.readouterr().out
+
+
+def test_fail_on_diff_is_exit_code_1_when_a_decision_differs() -> None:
+    arguments = ["compare", QUICKSTART, "--eviction", "lru,fifo", "--num-blocks", "24", "--quiet"]
+    assert main(arguments) == 0
+    assert main([*arguments, "--fail-on-diff"]) == 1
+
+
+def test_allocators_differ_at_the_first_admission(capsys: pytest.CaptureFixture[str]) -> None:
+    found = compared(capsys, "--allocator", "paged,contiguous,pow2,exact", "--num-blocks", "4096")
+    use = {entry["label"]: entry["metrics"]["decode use"] for entry in found["configurations"]}
+    assert use["contiguous"] < use["pow2"] < use["exact"] < use["paged"]
+    difference = found["configurations"][1]["first_difference"]
+    assert "needs 8 blocks of 4,096 available" in difference["ours"]["text"]
+    assert "reserved 16,384 token slots" in difference["theirs"]["text"]
+
+
+def test_selections_stand_with_bytes_and_quality_and_seed_once_for_all_ratios(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = compared(capsys, "--selection", "paper,seed", "--ratio", "0.1,0.5")
+    assert [entry["label"] for entry in found["configurations"]] == ["paper, 0.1", "paper, 0.5", "seed"]
+    few, many = (entry["metrics"] for entry in found["configurations"][:2])
+    assert few["K/V read"] < many["K/V read"]
+    assert few["mass kept"] < many["mass kept"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([QUICKSTART], "nothing to compare; give a list, such as --eviction lru,fifo"),
+        ([QUICKSTART, "--eviction", "lru"], "1 configuration, expected 2 to 64; give a list"),
+        ([QUICKSTART, "--eviction", "lru,lruu"], "unknown eviction policy 'lruu'; known:"),
+        ([QUICKSTART, "--num-blocks", "64,64"], "'64,64' names one value twice"),
+        ([QUICKSTART, "--ratio", "0.1,0"], "'0' given, expected a share from 0.001 to 1"),
+        ([QUICKSTART, "--ratio", "0.1,nan"], "'nan' given, expected a share from 0.001 to 1"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_two_recordings_are_compared_like_two_configurations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = []
+    for policy in ("lru", "fifo"):
+        paths.append(str(tmp_path / f"{policy}.rec"))
+        options = ["--eviction", policy, "--num-blocks", "24", "--kernels", "none", "--record", paths[-1]]
+        assert main(["replay", QUICKSTART, "--headless", "--quiet", *options]) == 0
+    capsys.readouterr()
+    assert main(["compare", *paths, "--json", "--fail-on-diff"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["first_difference"]["num_same_decisions"] == 74
+    assert [entry["recording"] for entry in found["recordings"]] == paths
+    assert main(["compare", paths[0], paths[0], "--fail-on-diff"]) == 0
+
+
+def test_lists_and_a_second_recording_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", QUICKSTART, "other.rec", "--eviction", "lru,fifo"]) == 2
+    assert "--eviction needs a trace alone" in capsys.readouterr().err

@@ -1,0 +1,224 @@
+"""One trace replayed under several configurations: metrics side by side, and where each parts from the first."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tinyserve_viz.cli.arguments import load_trace, whole_number
+from tinyserve_viz.core.config import ALLOCATORS, EVICTIONS, SELECTIONS
+
+if TYPE_CHECKING:
+    from tinyserve_viz.analysis.first_decision import DecisionKeys, DifferingDecision
+    from tinyserve_viz.recording.header import Header
+    from tinyserve_viz.trace import Trace
+
+FINDING = 1
+MOST = 64  # replays in one comparison
+NO_RATIO = ("seed",)  # selections with a budget of their own
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """An option that takes a list; `field` is what it sets in the engine's configuration, `words` how it is called."""
+
+    option: str
+    field: str
+    parse: Callable[[str], tuple[Any, ...]]
+    metavar: str
+    help: str
+    words: str = "{}"
+
+    @property
+    def name(self) -> str:
+        """Where argparse puts it."""
+        return self.option.removeprefix("--").replace("-", "_")
+
+
+def _names(known: tuple[str, ...], what: str) -> Callable[[str], tuple[Any, ...]]:
+    def parse(text: str) -> tuple[Any, ...]:
+        names = tuple(name.strip() for name in text.split(","))
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"unknown {what} {name!r}; known: {', '.join(sorted(known))}")
+        return _different(names, text)
+
+    return parse
+
+
+def _numbers(low: int) -> Callable[[str], tuple[Any, ...]]:
+    one = whole_number(low)
+    return lambda text: _different(tuple(one(part.strip()) for part in text.split(",")), text)
+
+
+def _shares(text: str) -> tuple[Any, ...]:
+    from tinyserve_viz.cli.replay import ratio
+
+    return _different(tuple(ratio(part.strip()) for part in text.split(",")), text)
+
+
+def _different(values: tuple[Any, ...], text: str) -> tuple[Any, ...]:
+    if len(set(values)) < len(values):
+        raise argparse.ArgumentTypeError(f"{text!r} names one value twice")
+    return values
+
+
+AXES: tuple[Axis, ...] = (
+    Axis("--allocator", "allocator", _names(ALLOCATORS, "allocator"), "A,…", f"of {', '.join(ALLOCATORS)}"),
+    Axis("--eviction", "eviction", _names(EVICTIONS, "eviction policy"), "P,…", f"of {', '.join(EVICTIONS)}"),
+    Axis("--selection", "selection", _names(SELECTIONS, "selection policy"), "P,…", f"of {', '.join(SELECTIONS)}"),
+    Axis("--ratio", "ratio_permille", _shares, "R,…", "shares of the blocks that a selection may keep, 0.001 to 1"),
+    Axis("--block-size", "block_size", _numbers(1), "N,…", "tokens in a block", "blocks of {}"),
+    Axis("--num-blocks", "num_blocks", _numbers(1), "N,…", "blocks in the pool", "{:,} blocks"),
+    Axis("--max-num-seqs", "max_num_seqs", _numbers(1), "N,…", "sequences that may run at once", "{:,} seats"),
+    Axis("--max-batch-tokens", "max_batch_tokens", _numbers(1), "N,…", "tokens of one step", "{:,} tokens a step"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """One replay of the comparison: what it sets, and how it is called among the others."""
+
+    label: str
+    engine: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Played:
+    """A configuration after its replay."""
+
+    configuration: Configuration
+    header: Header
+    summary: dict[str, Any]
+    keys: DecisionKeys
+
+
+def given(args: argparse.Namespace) -> list[str]:
+    """The options among `AXES` that were given."""
+    return [axis.option for axis in AXES if getattr(args, axis.name) is not None]
+
+
+def configurations(args: argparse.Namespace) -> list[Configuration]:
+    """All combinations of the lists, the first values first; a selection without ratio stands once."""
+    axes = [axis for axis in AXES if getattr(args, axis.name) is not None]
+    found: dict[str, Configuration] = {}
+    for values in itertools.product(*(getattr(args, axis.name) for axis in axes)):
+        engine = {axis.field: value for axis, value in zip(axes, values, strict=True)}
+        if engine.get("selection") in NO_RATIO:
+            engine.pop("ratio_permille", None)
+        varied = [axis for axis in axes if axis.field in engine and len(getattr(args, axis.name)) > 1]
+        label = ", ".join(_label(axis, engine[axis.field]) for axis in varied or axes[:1])
+        found.setdefault(label, Configuration(label, engine))
+    return list(found.values())
+
+
+def _label(axis: Axis, value: Any) -> str:
+    return f"{value / 1000:g}" if axis.field == "ratio_permille" else axis.words.format(value)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replay every configuration, print the table and the differences from the first one."""
+    from tinyserve_viz.analysis.side_by_side import as_dict
+    from tinyserve_viz.cli.main import UsageError
+    from tinyserve_viz.report.side_by_side import as_table, difference_lines
+
+    if not given(args):
+        raise UsageError("tinyserve-viz compare: nothing to compare; give a list, such as --eviction lru,fifo")
+    chosen = configurations(args)
+    if not 2 <= len(chosen) <= MOST:
+        raise UsageError(
+            f"tinyserve-viz compare: {len(chosen)} configuration{'s' * (len(chosen) != 1)}, "
+            f"expected 2 to {MOST}; give a list, such as --eviction lru,fifo"
+        )
+    trace = load_trace(args)
+    played = [_play(trace, configuration, args) for configuration in chosen]
+    first = played[0]
+    differences = [differing_decision(first, other) for other in played[1:]]
+    if args.json:
+        entries = [
+            {
+                "label": one.configuration.label,
+                "settings": one.configuration.engine,
+                "digest": one.summary["digest"],
+                "metrics": as_dict(one.summary),
+                "first_difference": None if found is None else found.as_dict(),
+            }
+            for one, found in zip(played, [None, *differences], strict=True)
+        ]
+        print(json.dumps({"schema": 1, "trace": first.summary["trace"], "configurations": entries}))
+    else:
+        labels = [one.configuration.label for one in played]
+        trace_line = f"{trace.name} ({trace.format}, {first.summary['trace']['num_requests']:,} requests)"
+        print("\n".join([trace_line, "", *as_table(labels, [one.summary for one in played]), ""]))
+        for label, found in zip(labels[1:], differences, strict=True):
+            print("\n".join(difference_lines(found, labels[0], label)))
+    return FINDING if args.fail_on_diff and any(found is not None for found in differences) else 0
+
+
+def _play(trace: Trace, configuration: Configuration, args: argparse.Namespace) -> Played:
+    from contextlib import ExitStack
+
+    from tinyserve_viz.analysis.first_decision import DecisionKeys
+    from tinyserve_viz.cli.progress import progress_bar
+    from tinyserve_viz.cli.session import ALL_KERNELS_UP_TO_TOKENS, Settings, num_tokens, prepare, run_replay
+    from tinyserve_viz.core.errors import ConfigError
+
+    selects = args.selection is not None or args.ratio is not None
+    settings = Settings(
+        engine=configuration.engine,
+        content={"seed": args.seed},
+        profile=args.profile,
+        arrivals=args.arrivals,
+        kernels=args.kernels or ("all" if selects else "none"),
+        attention="query-aware",  # what was lost needs the dense form and the selected one, no other
+    )
+    header = prepare(trace, settings)
+    if selects and args.kernels is None and num_tokens(header.workload) > ALL_KERNELS_UP_TO_TOKENS:
+        raise ConfigError(
+            f"{trace.name} has {num_tokens(header.workload):,} tokens; comparing selections runs every kernel on the "
+            f"NumPy reference, which takes hours from {ALL_KERNELS_UP_TO_TOKENS:,} on: use --limit N, or insist with "
+            "--kernels all"
+        )
+    keys = DecisionKeys()
+    with ExitStack() as stack:
+        title = f"replay {configuration.label}"
+        progress = None if args.quiet else stack.enter_context(progress_bar(title))
+        summary = run_replay(header, extra_sinks=(keys.add,), progress=progress)
+    return Played(configuration, header, summary, keys)
+
+
+def differing_decision(ours: Played, theirs: Played) -> DifferingDecision | None:
+    """The first decision in which two replays differ, in words: both are replayed again up to there."""
+    from tinyserve_viz.analysis.first_decision import explain, first_difference
+
+    place = first_difference(ours.keys, theirs.keys)
+    if place is None:
+        return None
+    places = ours.keys.event_of(place), theirs.keys.event_of(place)
+    with (
+        tempfile.TemporaryDirectory(prefix="tinyserve-compare-") as folder,
+        _replayed_to(ours.header, places[0], Path(folder, "ours.rec")) as a,
+        _replayed_to(theirs.header, places[1], Path(folder, "theirs.rec")) as b,
+    ):
+        return explain(place, a, places[0], b, places[1])
+
+
+def _replayed_to(header: Header, event: int, path: Path) -> Any:
+    """A recording of the replay that holds event number `event`, opened."""
+    from tinyserve_viz.cli.session import run_replay
+    from tinyserve_viz.recording.timeline import Timeline
+
+    seen = 0
+
+    def count(_step: int, _event: Any) -> None:
+        nonlocal seen
+        seen += 1
+
+    run_replay(header, path, extra_sinks=(count,), should_stop=lambda: seen > event)
+    return Timeline(path)
