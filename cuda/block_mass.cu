@@ -11,6 +11,7 @@ extern "C" __global__ void block_mass(
     const int* block_table,  // [num_seqs][max_blocks_per_seq], -1 = no block
     const int* seq_lens,     // [num_seqs]
     float* block_mass,       // [num_seqs][num_score_heads][max_blocks_per_seq]
+    float* block_peak,       // [num_seqs][num_heads][max_blocks_per_seq] or null: the largest logit of each block
     float* token_weight,     // [num_seqs][num_heads][max_tokens] logits, then the head's masses
     int64_t num_seqs,
     int64_t num_heads,
@@ -72,13 +73,20 @@ extern "C" __global__ void block_mass(
         const bool finite = isfinite(top);
         if (any_held && !finite) flags |= STATUS_NOT_A_NUMBER;
         for (int64_t logical = warp; logical < blocks; logical += warps) {
-            float sum = 0.0f;
+            float sum = 0.0f, peak = -INFINITY;
             for (int64_t slot = lane; slot < block_size && logical * block_size + slot < length; slot += WARP_SIZE) {
                 const float logit = logits[logical * block_size + slot];
+                peak = fmaxf(peak, logit);
                 const float weight = decision_exp2(__fmul_rn(__fsub_rn(logit, finite ? top : 0.0f), LOG2_E));
                 sum = __fadd_rn(sum, finite ? weight : 0.0f);
             }
             const float mass = lane_sum(sum);
+            if (block_peak) {
+                for (int width = WARP_SIZE / 2; width > 0; width /= 2) {
+                    peak = fmaxf(peak, __shfl_xor_sync(FULL_WARP, peak, width));
+                }
+                if (lane == 0) block_peak[(seq * num_heads + head) * max_blocks_per_seq + logical] = positive_zero(peak);
+            }
             __syncwarp();
             // The first slot of the block, which this warp alone reads, takes the mass.
             if (lane == 0) logits[logical * block_size] = is_block(logical) ? mass : 0.0f;
@@ -99,6 +107,11 @@ extern "C" __global__ void block_mass(
         __syncthreads();  // head_total and warp_top are free again
     }
     const int64_t first_head = seq * num_heads + kv_head * group;
+    for (int64_t i = 0; block_peak && i < group; ++i) {
+        for (int64_t logical = blocks + threadIdx.x; logical < max_blocks_per_seq; logical += blockDim.x) {
+            block_peak[(first_head + i) * max_blocks_per_seq + logical] = -INFINITY;
+        }
+    }
     for (int64_t logical = threadIdx.x; logical < max_blocks_per_seq; logical += blockDim.x) {
         GroupReduction reduced(reduction);
         for (int64_t i = 0; i < group; ++i) {

@@ -6,7 +6,7 @@
 // TinyServe S:306-352 (seed), whose three branches wrote into three id spaces; arXiv 2509.12211 (paper).
 #include "selection.cuh"
 
-constexpr int PAPER = 0;
+constexpr int PAPER = 0, SEED = 1;
 
 #define SELECTION_PARAMETERS                                                                                          \
     const float *complexity, const int *requirement, const float *block_score, const int *num_seq_blocks, int         \
@@ -14,7 +14,7 @@ constexpr int PAPER = 0;
         *uses, int *freq, int64_t *last_use, int *workspace, int64_t num_seqs, int64_t num_score_heads, int64_t       \
         max_blocks_per_seq, int64_t num_select_heads, int64_t max_selected, int64_t num_blocks, int64_t               \
         workspace_words, int mode, int ratio_permille, int threshold_permille, int weight_complexity, int             \
-        weight_requirement, int weight_history, int sinks, int recent, int64_t clock, int *status
+        weight_requirement, int weight_history, int sinks, int recent, int64_t clock, int budget_blocks, int *status
 
 __device__ bool contains(const int* ascending, int64_t count, int value) {
     int64_t low = 0, high = count;
@@ -57,6 +57,7 @@ extern "C" __global__ void cache_selection(
     int sinks,
     int recent,
     int64_t clock,
+    int budget_blocks,
     int* status) {
     const int64_t seq = blockIdx.x;
     if (seq >= num_seqs) return;
@@ -82,10 +83,12 @@ extern "C" __global__ void cache_selection(
         priority[seq] = (int8_t)rank;
     }
 
-    int64_t budget = paper_budget(blocks, ratio_permille, sinks, recent);
-    if (mode != PAPER) {
+    int64_t budget = paper_budget(blocks, ratio_permille, sinks, recent, budget_blocks);
+    if (mode == SEED) {
         const int64_t extra = rank == 2 ? min(max((int64_t)required + 1, (int64_t)0), (int64_t)4) : rank;
         budget = min(blocks, min(blocks, (int64_t)sinks + recent) + extra);
+    } else if (mode != PAPER) {
+        budget = rank == 0 ? min(blocks, blocks / 2 + 1) : blocks;  // S:442-445
     }
     if (budget > max_selected) {
         flags |= STATUS_RANGE;

@@ -14,7 +14,7 @@
         float *partial_output, float *partial_ml, int *tickets, int64_t num_seqs, int64_t num_heads,                  \
         int64_t head_dim, int64_t num_blocks, int64_t block_size, int64_t num_kv_heads, int64_t max_blocks_per_seq,   \
         int64_t num_select_heads, int64_t max_selected, int64_t max_segments, int64_t num_workers, float scale,       \
-        int reduction, int ratio_permille, int sinks, int recent, int *status
+        int reduction, int ratio_permille, int sinks, int recent, int budget_blocks, int *status
 
 struct Row {
     int64_t length, blocks;
@@ -31,7 +31,7 @@ __device__ __forceinline__ Row row_of(const int* seq_lens, int64_t seq, int64_t 
 __device__ void score_and_select(const half* query, const half* box, const int* table, const Row& row, int64_t kv_head,
                                  int64_t group, float* score, int* list, int* count, int64_t head_dim,
                                  int64_t num_blocks, int64_t num_kv_heads, int64_t max_selected, int reduction,
-                                 int ratio_permille, int sinks, int recent, int* status) {
+                                 int ratio_permille, int sinks, int recent, int budget_blocks, int* status) {
     const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE, warps = blockDim.x / WARP_SIZE;
     int flags = 0;
     for (int64_t logical = warp; logical < row.blocks; logical += warps) {
@@ -48,7 +48,7 @@ __device__ void score_and_select(const half* query, const half* box, const int* 
         if (lane == 0) score[logical] = value;
     }
     __syncthreads();
-    int64_t budget = paper_budget(row.blocks, ratio_permille, sinks, recent);
+    int64_t budget = paper_budget(row.blocks, ratio_permille, sinks, recent, budget_blocks);
     if (budget > max_selected) {
         flags |= STATUS_RANGE;
         budget = 0;
@@ -69,7 +69,7 @@ extern "C" __global__ void query_aware_paged_attention_select(QUERY_AWARE_PARAME
     score_and_select(query + (seq * num_heads + kv_head * group) * head_dim, box,
                      block_table + seq * max_blocks_per_seq, row, kv_head, group, score + at * max_blocks_per_seq,
                      selected + at * max_selected, count + at, head_dim, num_blocks, num_kv_heads, max_selected,
-                     reduction, ratio_permille, sinks, recent, status);
+                     reduction, ratio_permille, sinks, recent, budget_blocks, status);
 }
 
 // A row's kept list. It must ascend within the sequence's blocks; an entry that does not is skipped.
@@ -145,6 +145,7 @@ extern "C" __global__ void __launch_bounds__(128, 3) query_aware_paged_attention
     int ratio_permille,
     int sinks,
     int recent,
+    int budget_blocks,
     int* status) {
     const int64_t kv_head = blockIdx.y, group = num_heads / num_kv_heads, head = kv_head * group;
     const int64_t select_head = num_select_heads == 1 ? 0 : kv_head;
@@ -177,7 +178,7 @@ extern "C" __global__ void __launch_bounds__(128, 3) query_aware_paged_attention
             score_and_select(rows, box, table, row, kv_head, group,
                              score + (seq * num_kv_heads + kv_head) * max_blocks_per_seq,
                              selected + select_at * max_selected, count + select_at, head_dim, num_blocks,
-                             num_kv_heads, max_selected, reduction, ratio_permille, sinks, recent, status);
+                             num_kv_heads, max_selected, reduction, ratio_permille, sinks, recent, budget_blocks, status);
         }
         const Kept kept = kept_of(selected, count, select_at, max_selected, row.blocks, status);
         if (!segments) part.high = kept.size;

@@ -17,10 +17,11 @@ __device__ __forceinline__ float box_score(const half* query, const half* low, c
     return lane_sum(sum);
 }
 
-// Blocks that the paper's budget keeps of a sequence of `blocks`.
-__device__ __forceinline__ int64_t paper_budget(int64_t blocks, int ratio_permille, int sinks, int recent) {
+// Blocks that the paper's budget keeps of a sequence of `blocks`: a share, or with `budget_blocks` that number.
+__device__ __forceinline__ int64_t paper_budget(int64_t blocks, int ratio_permille, int sinks, int recent,
+                                                int budget_blocks) {
     const int64_t always = min(blocks, (int64_t)sinks + recent);
-    const int64_t share = max((int64_t)1, blocks * ratio_permille / 1000);
+    const int64_t share = max((int64_t)1, budget_blocks ? budget_blocks : blocks * ratio_permille / 1000);
     return min(blocks, max(always, share));
 }
 

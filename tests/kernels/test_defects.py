@@ -59,7 +59,7 @@ DEFECTS = (
     Defect("dropped_after_the_middle", "query_aware_paged_attention", "wanted = wanted[wanted >= 0]", "wanted = wanted[(wanted >= 0) & (wanted <= batch.num_seq_blocks[seq] // 2)]"),  # QA6
     Defect("selection_ignored", "query_aware_paged_attention", "wanted = logical[part]", "wanted = np.arange(batch.num_seq_blocks[seq])"),
     Defect("one_head_selects_for_all", "query_aware_paged_attention", "selected[seq, head, : kept[seq, head]]", "selected[seq, 0, : kept[seq, 0]]"),
-    Defect("fused_budget_without_kept_blocks", "query_aware_paged_attention", "budget = paper_budget(batch.num_seq_blocks, ratio_permille, sinks, recent)", "budget = paper_budget(batch.num_seq_blocks, ratio_permille, 0, 0)"),
+    Defect("fused_budget_without_kept_blocks", "query_aware_paged_attention", "budget = paper_budget(batch.num_seq_blocks, ratio_permille, sinks, recent, budget_blocks)", "budget = paper_budget(batch.num_seq_blocks, ratio_permille, 0, 0, budget_blocks)"),
     Defect("work_list_ignored", "flash_paged_attention", "if segments is None or segment_range is None:", "if True:"),  # DW3
     # Write (W)
     Defect("padding_rewrites_shared_blocks", "fused_reshape_and_block_write", "owned &= refs == 1", "owned &= refs >= 1"),  # W2
@@ -134,6 +134,8 @@ DEFECTS = (
     Defect("blocks_by_position", "cache_selection", "np.where(kept[:, None], np.int64(1) << 40, _ordered(value))", "np.where(kept[:, None], np.int64(1) << 40, -at)"),  # S6
     Defect("last_block_not_kept", "cache_selection", "((at < sinks) | (at >= blocks - recent))", "(at < sinks)"),  # S6
     Defect("kept_blocks_beside_the_budget", "cache_selection", "return np.minimum(num_seq_blocks, np.maximum(always, share))", "return np.minimum(num_seq_blocks, always + share)"),
+    Defect("budget_forgotten", "cache_selection", "budget_blocks or num_seq_blocks * ratio_permille // 1000", "num_seq_blocks * ratio_permille // 1000"),
+    Defect("newest_half_kept", "cache_selection", "num_seq_blocks // 2 + 1), num_seq_blocks)", "num_seq_blocks // 2), num_seq_blocks)"),
     Defect("ties_to_the_higher_block", "cache_selection", 'np.argsort(-key, axis=2, kind="stable")', 'width - 1 - np.argsort(-key[..., ::-1], axis=2, kind="stable")'),
     Defect("negative_scores_turned_round", "cache_selection", "np.where(bits < 0, np.int64(-(1 << 31)) - bits, bits)", "bits"),
     Defect("nan_chosen_first", "cache_selection", "value = np.where(np.isnan(scores), np.float32(-np.inf), scores)", "value = np.where(np.isnan(scores), np.float32(np.inf), scores)"),
@@ -145,6 +147,7 @@ DEFECTS = (
     Defect("nan_lost_in_the_maximum", "block_scoring", "largest: F32 = np.max(", "largest: F32 = np.fmax.reduce(", "decision_math"),
     Defect("sum_in_another_order", "block_scoring", "scores = lane_sum(products)", "scores = products.sum(axis=-1, dtype=np.float32)"),
     Defect("library_exp2", "block_mass", "weight = decision_exp2(", "weight = np.exp2("),
+    Defect("peak_of_the_tail", "block_mass", "block_peak[seq][:, held.logical[part]] = peaks", "block_peak[seq] = peaks.max()"),
     Defect("total_in_another_order", "block_mass", "total = lane_sum(mass)[..., None]", "total = mass.sum(axis=-1, dtype=np.float32)[..., None]"),
     Defect("mass_of_the_tail", "block_mass", "valid = np.arange(size) < held.tokens[part, None]", "valid = np.ones((part.stop - part.start, size), np.bool_)"),
     # Adaptive levels (M), balancing (DW), fragmentation

@@ -48,10 +48,11 @@ def test_the_c_parameter_list_is_pointers_then_axes_then_scalars_then_status() -
 
 
 @every_kernel
-def test_names_within_a_kernel_are_distinct_and_every_output_is_required(kernel: KernelDef) -> None:
+def test_names_within_a_kernel_are_distinct_and_outputs_are_required(kernel: KernelDef) -> None:
     names = [parameter.split()[-1] for parameter in kernel.c_parameters()]
     assert len(names) == len(set(names))
-    assert all(not arg.optional for arg in kernel.args if arg.role == "out")
+    optional = {arg.name for arg in kernel.args if arg.role == "out" and arg.optional}
+    assert optional <= {"block_peak"}  # only looked at, never decided by
     assert all(arg.optional for arg in kernel.args if arg.role == "scratch")
 
 

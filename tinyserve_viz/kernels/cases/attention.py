@@ -373,6 +373,12 @@ _QUERY_AWARE: tuple[tuple[str, str, Any, Status], ...] = (
         _fused(74, [300, 90], scalars={"sinks": 0, "recent": 0, "ratio_permille": 100}),
         Status.OK,
     ),
+    (
+        "fused_fixed_budget",
+        "the same number of blocks of every row, more than the short one has",
+        _fused(77, [300, 90, 20], scalars={"budget_blocks": 7}),
+        Status.OK,
+    ),
     ("fused_everything", "a ratio of 1 keeps all", _fused(75, [300, 90], scalars={"ratio_permille": 1000}), Status.OK),
     (
         "fused_narrow_list",

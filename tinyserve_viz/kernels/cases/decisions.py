@@ -114,6 +114,17 @@ _SCORING = (
 )
 
 
+def _with_peaks(arrays: Arrays) -> None:
+    rows, heads = arrays["query"].shape[:2]
+    arrays["block_peak"] = np.empty((rows, heads, arrays["block_table"].shape[1]), np.float32)
+
+
+def _holes_and_peaks(arrays: Arrays) -> None:
+    _with_peaks(arrays)
+    arrays["block_table"][0, 1] = -1
+    arrays["key_cache"][arrays["block_table"][1, 0], 3] = np.nan
+
+
 def _mass(
     seed: int,
     lens: Sequence[int],
@@ -129,6 +140,8 @@ def _mass(
             bend(arrays)
         heads = arrays["query"].shape[1] if per_head else arrays["key_cache"].shape[2]
         used = only(arrays, "query", "key_cache", "block_table", "seq_lens")
+        if "block_peak" in arrays:
+            used["block_peak"] = arrays["block_peak"]
         return used, {"num_score_heads": heads, "reduction": reduction, "scale": scale}
 
     return make
@@ -144,6 +157,14 @@ _MASSES = (
     Case("block_mass", "ragged", "rows of different length and an empty one", _mass(2, [50, 0, 33, 16])),
     Case("block_mass", "no_sequence", "a batch of nothing", _mass(3, [])),
     Case("block_mass", "per_query_head", "no reduction", _mass(4, [50, 20], per_head=True)),
+    Case("block_mass", "peaks", "the largest logit of every block and head", _mass(16, [50, 0, 33, 16], _with_peaks)),
+    Case(
+        "block_mass",
+        "peaks_hole",
+        "no logit in a missing block, none that is NaN",
+        _mass(17, [60, 20], _holes_and_peaks, num_heads=6),
+        Status.UNMAPPED | Status.NOT_A_NUMBER,
+    ),
     Case("block_mass", "max", "the largest share in the group", _mass(5, [50, 20], reduction="max")),
     Case("block_mass", "sum", "the sum over a group of three", _mass(6, [50, 20], num_heads=6, reduction="sum")),
     Case("block_mass", "head_dim_80", "the last row of lanes is half empty", _mass(7, [20], head_dim=80)),
@@ -390,6 +411,14 @@ def _priorities(arrays: Arrays) -> None:
     arrays["history"][:] = 0
 
 
+def _priorities_again(arrays: Arrays) -> None:
+    # As above, then low rows of even and odd length; the first block scores highest, as the policy has it.
+    arrays["complexity"][:] = [1, 0.5, 0.625, 0, 0, 0, 0, 0]
+    arrays["requirement"][:] = [1, 1, 0, 0, 0, 0, 0, 0]
+    arrays["history"][:] = 0
+    arrays["block_score"][...] = -np.arange(arrays["block_score"].shape[2], dtype=np.float32)
+
+
 def _counted(arrays: Arrays) -> None:
     rng = np.random.default_rng(5)
     arrays["block_table"] = rng.integers(0, 30, arrays["history"].shape).astype(np.int32)  # shared blocks abound
@@ -407,6 +436,19 @@ _SELECTION = (
     Case("cache_selection", "one_block", "a sequence of one block keeps it", _select([1], heads=1)),
     Case("cache_selection", "paper", "thirty per cent, rows from empty to long", _select(_ROWS)),
     Case("cache_selection", "seed", "the published weights and priorities", _select(_ROWS, mode="seed")),
+    Case(
+        "cache_selection",
+        "seed_published",
+        "low priority drops what lies after the middle, by the published rule",
+        _select([9, 9, 9, 9, 8, 2, 1, 0], bend=_priorities_again, mode="seed-published", sinks=0, recent=0),
+    ),
+    Case("cache_selection", "fixed_budget", "eight blocks of every row", _select(_ROWS, budget_blocks=8)),
+    Case(
+        "cache_selection",
+        "fixed_budget_within",
+        "the always-kept blocks are inside a smaller budget, and exceed it",
+        _select(_ROWS, budget_blocks=3, sinks=2, recent=2),
+    ),
     Case("cache_selection", "no_sequence", "a batch of nothing", _select([])),
     Case("cache_selection", "shared", "one list by the summed scores", _select(_ROWS, heads=3, select_heads=1)),
     Case(

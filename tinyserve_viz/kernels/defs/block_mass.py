@@ -20,6 +20,7 @@ def reference(
     block_table: NDArray[np.int32],
     seq_lens: NDArray[np.int32],
     block_mass: F32,
+    block_peak: F32 | None,
     scale: np.float32,
     reduction: int,
 ) -> Status:
@@ -27,12 +28,16 @@ def reference(
 
     y = (s - max s)·log2(e) with each step rounded. A NaN logit weighs 0 (NOT_A_NUMBER); a head whose
     largest logit is infinite has masses 0, flagged too. Unmapped blocks have mass 0 (UNMAPPED, RANGE).
+    `block_peak` takes the largest logit of each block, for every query head; -inf where there is none. It is rounded as
+    block_scoring rounds (same order, same products or larger ones), so scale·score is never below it, not by a bit.
     """
     num_blocks, size, num_kv_heads, head_dim = key_cache.shape
     num_heads = query.shape[1]
     held = resident(block_table, seq_lens, size, num_blocks)
     status = held.status
     block_mass[:] = 0
+    if block_peak is not None:
+        block_peak[:] = -np.inf
     bounds = np.searchsorted(held.seq, np.arange(len(query) + 1))
     for seq in range(len(query)):
         part = slice(bounds[seq], bounds[seq + 1])
@@ -41,12 +46,16 @@ def reference(
         keys = blocks_of(key_cache, held.block[part]).astype(np.float32)
         valid = np.arange(size) < held.tokens[part, None]
         mass: F32 = np.zeros((num_kv_heads, num_heads // num_kv_heads, block_table.shape[1]), np.float32)
+        peaks: F32 = np.empty((num_kv_heads, mass.shape[1], len(keys)), np.float32)
         q = query[seq].reshape(num_kv_heads, -1, head_dim).astype(np.float32)
         for kv_head in range(num_kv_heads):
             logits = lane_sum(keys[:, :, kv_head, None] * q[kv_head]) * scale  # [blocks][slots][group]
-            parts, flags = _shares(np.moveaxis(logits, 2, 0), valid)
+            parts, peaks[kv_head], flags = _shares(np.moveaxis(logits, 2, 0), valid)
             status |= flags
             mass[kv_head][:, held.logical[part]] = parts
+        peaks = peaks.reshape(num_heads, -1)
+        if block_peak is not None:
+            block_peak[seq][:, held.logical[part]] = peaks
         shares = _normalised(mass)
         if block_mass.shape[1] == num_heads:
             block_mass[seq] = shares.reshape(num_heads, -1)
@@ -55,15 +64,16 @@ def reference(
     return status
 
 
-def _shares(logits: F32, valid: NDArray[np.bool_]) -> tuple[F32, Status]:
-    """Unnormalised mass [group][blocks] of the logits [group][blocks][slots]."""
+def _shares(logits: F32, valid: NDArray[np.bool_]) -> tuple[F32, F32, Status]:
+    """Unnormalised mass and largest logit, [group][blocks], of the logits [group][blocks][slots]."""
     undefined = np.isnan(logits) & valid
     counted = np.where(valid & ~undefined, logits, np.float32(-np.inf))
-    top = counted.max(axis=(1, 2), keepdims=True)
+    peaks: F32 = counted.max(axis=2) + np.float32(0)
+    top = peaks.max(axis=1)[:, None, None]
     finite = np.isfinite(top)
     weight = decision_exp2((counted - np.where(finite, top, np.float32(0))) * LOG2_E)
     weight[np.broadcast_to(~finite, weight.shape)] = 0
-    return lane_sum(weight), Status.NOT_A_NUMBER if undefined.any() or not finite.all() else Status.OK
+    return lane_sum(weight), peaks, Status.NOT_A_NUMBER if undefined.any() or not finite.all() else Status.OK
 
 
 def _normalised(mass: F32) -> F32:
@@ -86,6 +96,14 @@ KERNEL = KernelDef(
         Arg("seq_lens", "int32", ("num_seqs",)),
         Arg(
             "block_mass", "float32", ("num_seqs", "num_score_heads", "max_blocks_per_seq"), "out", "0 past the sequence"
+        ),
+        Arg(
+            "block_peak",
+            "float32",
+            ("num_seqs", "num_heads", "max_blocks_per_seq"),
+            "out",
+            "largest logit of the block, -inf where there is none",
+            optional=True,
         ),
         Arg(
             "token_weight",

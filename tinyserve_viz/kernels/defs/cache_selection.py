@@ -12,16 +12,19 @@ from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement
 from tinyserve_viz.kernels.paging import mapped
 from tinyserve_viz.kernels.parameters import default
 
-MODES = ("paper", "seed")
+MODES = ("paper", "seed", "seed-published")
 PRIORITIES = ("low", "medium", "high")
 
 Int = NDArray[np.int64]
 
 
-def paper_budget(num_seq_blocks: Int, ratio_permille: int, sinks: int, recent: int) -> Int:
-    """Blocks to keep: the share `ratio` of a sequence's blocks, at least one and at least the always-kept ones."""
+def paper_budget(num_seq_blocks: Int, ratio_permille: int, sinks: int, recent: int, budget_blocks: int = 0) -> Int:
+    """Blocks to keep: the share `ratio` of a sequence's blocks, at least one and at least the always-kept ones.
+
+    With `budget_blocks` the same number for every sequence in place of the share.
+    """
     always = np.minimum(num_seq_blocks, sinks + recent)
-    share = np.maximum(1, num_seq_blocks * ratio_permille // 1000)
+    share = np.maximum(1, budget_blocks or num_seq_blocks * ratio_permille // 1000)
     return np.minimum(num_seq_blocks, np.maximum(always, share))
 
 
@@ -31,6 +34,12 @@ def seed_budget(num_seq_blocks: Int, priority: NDArray[Any], requirement: NDArra
     extra: Int = np.where(priority == 2, np.clip(requirement.astype(np.int64) + 1, 0, 4), priority)
     kept: Int = np.minimum(num_seq_blocks, always + extra)
     return kept
+
+
+def published_budget(num_seq_blocks: Int, priority: NDArray[Any]) -> Int:
+    """All blocks; at low priority those up to the middle: `block_idx > num_blocks / 2` is skipped (S:442-445)."""
+    upto: Int = np.where(priority == 0, np.minimum(num_seq_blocks, num_seq_blocks // 2 + 1), num_seq_blocks)
+    return upto
 
 
 def choose(
@@ -99,12 +108,15 @@ def reference(
     sinks: int,
     recent: int,
     clock: int,
+    budget_blocks: int,
 ) -> Status:
     """row_score = w_c·min(c, 1) + w_r·requirement + w_h·min(mean history, 100)/100, left to right, each step rounded.
 
     priority is high above the threshold, medium above half of it (strictly). paper: priority is only shown; seed: it
-    sets the budget. With one selecting head over several scored ones, scores are summed in head order. A NaN complexity
-    counts as 0 (NOT_A_NUMBER); num_seq_blocks outside the table is cut (RANGE). History is read before it is counted.
+    sets the budget; seed-published: at low priority the blocks after the middle are dropped, whatever the scores say
+    (the caller scores the first block highest and keeps none always). With one selecting head over several scored ones,
+    scores are summed in head order. A NaN complexity counts as 0 (NOT_A_NUMBER); num_seq_blocks outside the table is
+    cut (RANGE). History is read before it is counted.
     """
     width = block_score.shape[2]
     blocks = np.clip(num_seq_blocks, 0, width).astype(np.int64)
@@ -123,9 +135,11 @@ def reference(
     priority[:] = np.where(row_score > threshold, 2, np.where(row_score > half, 1, 0))
 
     if mode == 0:
-        budget = paper_budget(blocks, ratio_permille, sinks, recent)
-    else:
+        budget = paper_budget(blocks, ratio_permille, sinks, recent, budget_blocks)
+    elif mode == 1:
         budget = seed_budget(blocks, priority, requirement, sinks, recent)
+    else:
+        budget = published_budget(blocks, priority)
     if selected.shape[1] != block_score.shape[1]:
         numbers = np.where(np.isnan(block_score), np.float32(-np.inf), block_score)
         status |= Status.NOT_A_NUMBER if (np.isnan(block_score) & inside[:, None]).any() else Status.OK
@@ -196,7 +210,13 @@ KERNEL = KernelDef(
         ),
     ),
     scalars=(
-        Scalar("mode", "int32", "paper: a share of the blocks; seed: by priority", 0, MODES),
+        Scalar(
+            "mode",
+            "int32",
+            "paper: a share of the blocks; seed: by priority; seed-published: all, or those up to the middle",
+            0,
+            MODES,
+        ),
         Scalar("ratio_permille", "int32", "blocks kept, of the sequence's (paper)", default("selection.ratio")),
         Scalar(
             "threshold_permille",
@@ -210,6 +230,7 @@ KERNEL = KernelDef(
         Scalar("sinks", "int32", "first blocks always kept", default("selection.sinks")),
         Scalar("recent", "int32", "last blocks always kept", default("selection.recent")),
         Scalar("clock", "int64", "logical clock that last_use takes", 0),
+        Scalar("budget_blocks", "int32", "blocks kept of every sequence, 0: by the ratio (paper)", 0),
     ),
     launch=Launch(
         layout="one thread block per sequence for the budget, then per (sequence, head) to choose, then to count",

@@ -48,6 +48,7 @@ def reference(
     ratio_permille: int,
     sinks: int,
     recent: int,
+    budget_blocks: int,
     **_merging: Any,
 ) -> Status:
     """Softmax over the kept tokens only, so that exp(lse - lse of paged_attention) is the attention mass retained.
@@ -69,7 +70,7 @@ def reference(
             block_score=scores,
             reduction=reduction,
         )
-        budget = paper_budget(batch.num_seq_blocks, ratio_permille, sinks, recent)
+        budget = paper_budget(batch.num_seq_blocks, ratio_permille, sinks, recent, budget_blocks)
         status |= choose(scores, batch.num_seq_blocks, budget, sinks, recent, selected, count)
 
     select_heads, max_selected = selected.shape[1:]
@@ -151,6 +152,7 @@ KERNEL = KernelDef(
         Scalar("ratio_permille", "int32", "blocks kept, of the sequence's (fused form)", default("selection.ratio")),
         Scalar("sinks", "int32", "first blocks always kept (fused form)", default("selection.sinks")),
         Scalar("recent", "int32", "last blocks always kept (fused form)", default("selection.recent")),
+        Scalar("budget_blocks", "int32", "blocks kept of every sequence, 0: the ratio (fused form)", 0),
     ),
     launch=Launch(
         layout="one thread block per (worker or sequence, kv head) over the kept blocks, gathered by logical id",

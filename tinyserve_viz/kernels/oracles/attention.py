@@ -132,7 +132,8 @@ def query_aware_paged_attention(a: Any) -> Status:
             )
         )
         for row, total in enumerate(needed):
-            budget = min(total, max(min(total, a.sinks + a.recent), total * a.ratio_permille // 1000, 1))
+            share = a.budget_blocks if a.budget_blocks else total * a.ratio_permille // 1000
+            budget = min(total, max(min(total, a.sinks + a.recent), share, 1))
             for head in range(num_kv_heads):
                 status |= pick(
                     scores[row, head, :total],

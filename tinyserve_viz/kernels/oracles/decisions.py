@@ -110,9 +110,11 @@ def block_scoring(a: Any) -> Status:
 
 
 def block_mass(a: Any) -> Status:
-    """Softmax of the logits, added up per block."""
+    """Softmax of the logits, added up per block; the largest logit of each block where it is asked for."""
     status = Status.OK
     a.block_mass[:] = 0
+    if a.block_peak is not None:
+        a.block_peak[:] = -np.inf
     num_heads = a.query.shape[1]
     num_blocks, size, num_kv_heads, _ = a.key_cache.shape
     width = a.block_table.shape[1]
@@ -137,6 +139,8 @@ def block_mass(a: Any) -> Status:
             every = [x for xs in logits.values() for x in xs if not np.isnan(x)]
             status |= Status.OK if len(every) == sum(map(len, logits.values())) else Status.NOT_A_NUMBER
             top = max(every, default=F(-np.inf))
+            for logical, xs in logits.items() if a.block_peak is not None else ():
+                a.block_peak[row, head, logical] = max((x + F(0) for x in xs if not np.isnan(x)), default=F(-np.inf))
             if not np.isfinite(top):
                 status |= Status.NOT_A_NUMBER
                 continue
@@ -228,7 +232,9 @@ def cache_selection(a: Any) -> Status:
         a.priority[row] = 2 if score > threshold else 1 if score > F(threshold * F(0.5)) else 0
         always = min(total, a.sinks + a.recent)
         if a.mode == 0:
-            budget = max(always, total * a.ratio_permille // 1000, 1)
+            budget = max(always, a.budget_blocks if a.budget_blocks else total * a.ratio_permille // 1000, 1)
+        elif a.mode == 2:
+            budget = sum(1 for i in range(total) if a.priority[row] or not i > total // 2)
         else:
             budget = always + {2: min(max(int(a.requirement[row]) + 1, 0), 4), 1: 1, 0: 0}[int(a.priority[row])]
         budget = min(total, budget)
