@@ -17,6 +17,7 @@ from tinyserve_viz.tui import keys
 from tinyserve_viz.tui.app import PANELS, Debugger
 from tinyserve_viz.tui.arrange import MIN_HEIGHT, MIN_WIDTH
 from tinyserve_viz.tui.dialogs import TextScreen
+from tinyserve_viz.tui.strips import FooterLine
 
 QUICKSTART = str(data_folder("traces") / "quickstart.json")
 
@@ -44,7 +45,7 @@ def drive(
     asyncio.run(play())
 
 
-KEY_NAMES = {".": "full_stop"}
+KEY_NAMES = {".": "full_stop", " ": "space"}
 
 
 def drawn(app: Debugger) -> list[list[str]]:
@@ -72,8 +73,8 @@ def test_forward_and_back_gives_the_same_cells_at_random_places(recording: Path)
     drive(recording, wander)
 
 
-async def type_place(pilot: Pilot[None], text: str) -> None:
-    await pilot.press("colon")
+async def type_place(pilot: Pilot[None], text: str, key: str = "colon") -> None:
+    await pilot.press(key)
     await pilot.pause()
     await pilot.press(*(KEY_NAMES.get(sign, sign) for sign in text), "enter")
     await pilot.pause()
@@ -236,3 +237,55 @@ def test_every_command_stands_in_the_palette(recording: Path) -> None:
         assert commands == [b.description for b in keys.BINDINGS if b.action != "command_palette"]
 
     drive(recording, look)
+
+
+def test_playing_stops_at_a_breakpoint_and_says_which(recording: Path) -> None:
+    async def play(app: Debugger, pilot: Pilot[None]) -> None:
+        await type_place(pilot, "preempt step 30", "b")
+        assert app.view.breaks == ("preempt", "step 30")
+        for _ in range(3):
+            app.action_speed(1)
+        app.action_play()
+        while app._playing:
+            app._tick()
+        assert app.position == app._player.timeline.first_event_of_step(30)
+        assert app.view.notice == "stopped at breakpoint: step 30"
+        app.action_play()
+        while app._playing:
+            app._tick()
+        assert app.view.frame.said[-1].kind == "SequencePreempted"
+        assert app.view.notice == "stopped at breakpoint: preempt"
+
+    drive(recording, play)
+
+
+def test_runs_go_on_and_back_from_breakpoint_to_breakpoint(recording: Path) -> None:
+    async def run(app: Debugger, pilot: Pilot[None]) -> None:
+        await pilot.press("B")
+        assert app.view.notice == "no breakpoint is set: b sets some, for example evict or block 12"
+        await type_place(pilot, "evict", "b")
+        stops = []
+        for key in ("B", "B", "R"):
+            await pilot.press(key)
+            await app.workers.wait_for_complete()
+            stops.append(app.position)
+            assert app.view.frame.said[-1].kind == "BlocksEvicted"
+        assert stops[0] == stops[2] < stops[1]
+        await pilot.press("R")
+        await app.workers.wait_for_complete()
+        assert (app.position, app.view.notice) == (stops[0], "no event before this one meets evict")
+        await type_place(pilot, "block 4000", "b")
+        assert app.view.notice == "block 4000: expected a number from 0 to 39"
+        assert app.view.breaks == ("evict",)
+
+    drive(recording, run)
+
+
+@pytest.mark.parametrize("size", [(120, 40), (80, 24), (60, 16)])
+def test_the_content_model_is_on_every_screen(size: tuple[int, int], recording: Path) -> None:
+    async def look(app: Debugger, pilot: Pilot[None]) -> None:
+        for keys_pressed in (("G",), ("1", "1"), ("plus",)):
+            await pilot.press(*keys_pressed)
+            assert "topics(8, 0.9)" in app.query_one(FooterLine).plain(app.view, size[0], 1)[0]
+
+    drive(recording, look, size)

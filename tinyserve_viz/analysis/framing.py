@@ -149,7 +149,7 @@ def _chosen_line(state: CacheState, seq: int) -> str:
         return (
             f"{name} reserves {int(state.reserved_len[seq]):,} token slots from {int(state.reserved_start[seq]):,} on"
         )
-    return f"{name}: {count(int(state.ctx[seq]), 'token')} in {count(int(state.num_held[seq]), 'block')}"
+    return f"{name}: {count(int(state.ctx[seq]), 'token')}, {count(int(state.num_held[seq]), 'block')}"
 
 
 def _table(state: CacheState, seq: int, selection: Selection | None) -> Table:

@@ -89,13 +89,14 @@ def life_of_block(timeline: Timeline, block: int, position: int) -> list[str]:
     first = max(0, position - _LIFE_LOOKS_BACK)
     name = timeline.header.workload.seq_name
     found = []
-    for index, (step, event) in enumerate(timeline.events(first, position), first):
-        found += [f"step {step}, event {index}: {words}" for words in _about(event, block, name)]
+    for number, (step, event) in enumerate(timeline.events(first, position), first + 1):
+        found += [f"step {step}, event {number:,}: {words}" for words in about_block(event, block, name)]
     found.reverse()
     return found
 
 
-def _about(event: ev.Event, block: int, name: Callable[[int], str]) -> list[str]:
+def about_block(event: ev.Event, block: int, name: Callable[[int], str]) -> list[str]:
+    """What `event` did with `block`, in words; `name` says how a sequence is called."""
     match event:
         case ev.SequenceAdmitted() if block in event.hits:
             return [f"shared with {name(event.seq)}: a prefix hit for its logical {_place(event.hits, block)}"]

@@ -133,10 +133,20 @@ class Timeline:
 
     def events_of_kind(self, event_type: type[Event]) -> Iterator[tuple[int, int, Event]]:
         """(index, step, event) of every event of one type, in order."""
-        kind = KIND_OF[event_type]
-        query = "SELECT idx, step, payload, observed FROM events WHERE kind = ? ORDER BY idx"
+        return self.events_of_kinds((event_type,))
+
+    def events_of_kinds(
+        self, event_types: tuple[type[Event], ...], start: int = 0, stop: int | None = None
+    ) -> Iterator[tuple[int, int, Event]]:
+        """(index, step, event) of the events of these types that are numbered start … stop − 1, in order."""
+        stop = self.num_events if stop is None else stop
+        kinds = sorted(KIND_OF[event_type] for event_type in event_types)
+        query = (
+            "SELECT idx, step, kind, payload, observed FROM events "
+            f"WHERE idx >= ? AND idx < ? AND kind IN ({', '.join('?' * len(kinds))}) ORDER BY idx"
+        )
         with self.reading():
-            for index, step, payload, observed in self._db.execute(query, (kind,)):
+            for index, step, kind, payload, observed in self._db.execute(query, (start, stop, *kinds)):
                 yield index, step, decode_event(kind, payload, observed)
 
     def seek(self, num_events: int) -> CacheState:

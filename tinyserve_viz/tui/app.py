@@ -22,6 +22,7 @@ from textual.geometry import Size
 from textual.screen import Screen
 from textual.widgets import Static
 
+from tinyserve_viz.analysis.breaks import Break, search
 from tinyserve_viz.analysis.history import History, life_of_block
 from tinyserve_viz.core.errors import TinyserveError
 from tinyserve_viz.recording.timeline import Timeline
@@ -34,7 +35,7 @@ from tinyserve_viz.tui.dialogs import Prompt, TextScreen
 from tinyserve_viz.tui.kernels import Kernels
 from tinyserve_viz.tui.memory import Memory
 from tinyserve_viz.tui.panel import BlockChosen, Panel, PanelChosen, PositionChosen, SequenceChosen, View
-from tinyserve_viz.tui.places import NoSuchPlace, find_request, parse_place
+from tinyserve_viz.tui.places import BREAKS_HINT, NoSuchPlace, find_request, parse_breaks, parse_place
 from tinyserve_viz.tui.player import Player
 from tinyserve_viz.tui.sequences import Sequences
 from tinyserve_viz.tui.strips import FooterLine, HeaderLine, TimelineStrip
@@ -93,6 +94,7 @@ class Debugger(App[None]):
         self._playing, self._speed, self._ticks = False, 2, 0
         self._panel, self._enlarged, self._notice = "blocks", False, ""
         self._chosen: int | None = None
+        self._breaks: tuple[Break, ...] = ()
         self._shown_size: Size | None = None  # the terminal's, which `size` tells a moment too late
         self.failure: TinyserveError | None = None
 
@@ -134,6 +136,7 @@ class Debugger(App[None]):
             replaying=self._replaying(),
             ascii=self._ascii,
             notice=self._notice,
+            breaks=tuple(at.words(frame.header.workload) for at in self._breaks),
         )
         for panel in self.screen_stack[0].query(Panel):
             if panel.display:
@@ -198,15 +201,31 @@ class Debugger(App[None]):
         self._ticks += 1
         _, every, events, steps = SPEEDS[self._speed]
         if self._playing and self._ticks % every == 0:
-            self.position = self.position + events if events else self._player.steps_after(self.position, steps)
-            self._playing = self.position < timeline.num_events or self._replaying()
-            self._draw()
+            self._play_on(self.position + events if events else self._player.steps_after(self.position, steps))
         elif before != (timeline.num_events, history.num_events):
             self._draw()
+
+    def _play_on(self, position: int) -> None:
+        """Play up to `position`, or to the first breakpoint before it."""
+        timeline = self._player.timeline
+        met = None
+        if self._breaks:
+            found = search(timeline, self._breaks, self.position, min(position, timeline.num_events))
+            met = next((place for place in found if place is not None), None)
+        if met is not None:
+            self._go(met[0], self._stopped_at(met[1]))
+            return
+        self.position = position
+        self._playing = self.position < timeline.num_events or self._replaying()
+        self._draw()
+
+    def _stopped_at(self, at: Break) -> str:
+        return f"stopped at breakpoint: {at.words(self._player.timeline.header.workload)}"
 
     # ── position ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _go(self, position: int, notice: str = "") -> None:
+        self.workers.cancel_group(self, "search")
         self._playing, self._notice, self.position = False, notice, position
         self._draw()
 
@@ -251,6 +270,49 @@ class Debugger(App[None]):
                 self._go(parse_place(text, self._player.timeline, self._history))
             except NoSuchPlace as error:
                 self._say(str(error))
+
+    def action_breaks(self) -> None:
+        """Ask where to stop; what is set, or else the chosen block, is offered for a change."""
+        text = "".join(f"{words} " for words in self.view.breaks)
+        if not text and self._cursor >= 0:
+            text = f"block {self._cursor}"
+        self.push_screen(Prompt(BREAKS_HINT, text), self._set_breaks)
+
+    def _set_breaks(self, text: str | None) -> None:
+        if text is None:
+            return
+        header = self._player.timeline.header
+        try:
+            self._breaks = parse_breaks(text, header.workload, header.engine.num_blocks)
+        except NoSuchPlace as error:
+            self._say(str(error))
+            return
+        words = ", ".join(at.words(header.workload) for at in self._breaks)
+        self._say(f"stops at {words}; B runs on to the next, R back to the last" if words else "stops nowhere")
+
+    def action_run_on(self, by: int) -> None:
+        """Go to the next event that meets a breakpoint, or back to the last one."""
+        if not self._breaks:
+            self._say("no breakpoint is set: b sets some, for example evict or block 12")
+            return
+        self._playing = False
+        self.run_worker(self._run_on(by < 0), group="search", exclusive=True, exit_on_error=False)
+
+    async def _run_on(self, backwards: bool) -> None:
+        timeline = self._player.timeline
+        bounds = (0, self.position - 1) if backwards else (self.position, timeline.num_events)
+        self._say("looking for the next breakpoint …")
+        try:
+            for met in search(timeline, self._breaks, *bounds, backwards):
+                if met is not None:
+                    self._notice, self.position = self._stopped_at(met[1]), met[0]
+                    self._draw()
+                    return
+                await asyncio.sleep(0)  # keys and the clock come first
+        except TinyserveError as error:
+            self._fail(error)
+            return
+        self._say(f"no event {'before' if backwards else 'after'} this one meets {', '.join(self.view.breaks)}")
 
     def action_find(self) -> None:
         """Ask for a request."""

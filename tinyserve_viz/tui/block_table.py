@@ -29,9 +29,9 @@ class BlockTable(Panel):
         found = []
         chosen = frame.selection
         if chosen is not None and height > 4:
-            text = f"selection {chosen.policy}, step {chosen.step}: reads {len(chosen.kept)} of {len(table)} blocks"
+            text = f"{chosen.policy} reads {len(chosen.kept)} of {len(table)} blocks"
             if chosen.retained is not None:
-                text += f"; mass kept {chosen.retained[0]:.2f}, worst head {chosen.retained[1]:.2f}"
+                text += f", {chosen.retained[0]:.2f} of the attention"
             found.append(look.line((look.clip(text, width), look.DIM)))
         head = "logical physical ref  tokens content prefix   "
         found.append(look.line((look.clip(head + (" read" if chosen is not None else ""), width), look.DIM)))

@@ -66,13 +66,13 @@ class Prompt(ModalScreen[str | None]):
     Prompt > Input { width: 100%; height: 1; border: none; padding: 0 1; background: #303030; }
     """
 
-    def __init__(self, hint: str) -> None:
+    def __init__(self, hint: str, text: str = "") -> None:
         super().__init__()
-        self.hint = hint
+        self.hint, self.text = hint, text
 
     def compose(self) -> ComposeResult:
-        """The input; its cursor does not blink."""
-        line = Input(placeholder=self.hint)
+        """The input, with a text to be changed; its cursor does not blink."""
+        line = Input(self.text, placeholder=self.hint, select_on_focus=False)
         line.cursor_blink = False
         yield line
 

@@ -18,6 +18,9 @@ GROUPS: tuple[tuple[str, tuple[Binding, ...]], ...] = (
             Binding("plus,equals_sign", "speed(1)", "play faster"),
             Binding("minus", "speed(-1)", "play slower"),
             Binding("colon", "go_to", "go to: 57 a step, e412 an event, t1.5 a simulated second"),
+            Binding("b", "breaks", "set breakpoints, at which playing stops"),
+            Binding("B", "run_on(1)", "on to the next event that meets a breakpoint"),
+            Binding("R", "run_on(-1)", "back to the last event that meets a breakpoint"),
             Binding("slash", "find", "find a request by its name and show its block table"),
         ),
     ),
@@ -68,6 +71,7 @@ READING = (
     "that so many sequences share. ░ holds no reference but stays in the prefix index; · is free.",
     "Underlined: what the last event touched. The mouse chooses blocks, sequences and places in time.",
     "Timeline: P preempt  X reject  K compact  F fork  C copy-on-write  E evict  ● where you are.",
+    "Event 383/686: 383 of 686 events have happened, the 383rd is the one explained under why.",
 )
 
 

@@ -38,7 +38,7 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ASCII = str.maketrans(
     {"·": ".", "░": "%", "×": "x", "▁": "_", "▂": "_", "▃": "-", "▄": "-", "▅": "=", "▆": "=", "▇": "#", "█": "#"}
     | {"→": ">", "←": "<", "↑": "^", "↓": "v", "▸": ">", "▶": ">", "‖": "=", "‹": "<", "›": ">", "≤": "<", "≥": ">"}
-    | {"├": "[", "┤": "]", "─": "-", "│": "|", "┬": "+", "┴": "+", "└": "+", "●": "o", "■": "#", "□": "."}
+    | {"├": "[", "┤": "]", "─": "-", "│": "|", "┬": "+", "┴": "+", "└": "+", "●": "o", "■": "#", "□": ".", "◆": "!"}
     | {"–": "-", "—": "-", "…": "~", "µ": "u", "²": "2", "Σ": "+"}
     | dict.fromkeys(map(chr, range(0x2801, 0x2900)), "*")  # the dots of plots
 )
@@ -105,8 +105,10 @@ def bar(share: float, width: int) -> str:
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """`6.8 %`, or a dash where there is nothing to measure."""
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
+    """`6.8 %`, with a figure more where it would read 0.0, or a dash where there is nothing to measure."""
+    if value is None:
+        return "–"
+    return f"{100 * value:.{digits + (0 < abs(value) < 0.5 * 0.1 ** (digits + 2))}f} %"
 
 
 def clip(text: str, width: int) -> str:

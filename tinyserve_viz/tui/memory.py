@@ -49,5 +49,5 @@ class Memory(Panel):
         if used:
             waste = history.waste[past]
             found.append(look.line("used  ", (look.sparkline(used, total), look.GOOD), f" {len(used)} steps"))
-            found.append(look.line("waste ", (look.sparkline(waste), look.WARN), f" ≤ {100 * max(waste):.1f} %"))
+            found.append(look.line("waste ", (look.sparkline(waste), look.WARN), f" ≤ {look.percent(max(waste))}"))
         return found[:height]

@@ -33,6 +33,7 @@ class View:
     replaying: bool = False
     ascii: bool = False
     notice: str = ""
+    breaks: tuple[str, ...] = ()  # breakpoints in words
 
 
 class BlockChosen(Message):

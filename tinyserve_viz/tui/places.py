@@ -1,9 +1,10 @@
-"""Words that a user types for a place: a step, an event, a simulated time, or a request."""
+"""Words that a user types: for a place (a step, an event, a simulated time), for a request, for breakpoints."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 
+from tinyserve_viz.analysis.breaks import KINDS, Break
 from tinyserve_viz.analysis.history import History
 from tinyserve_viz.core.workload import Workload
 from tinyserve_viz.recording.timeline import Timeline
@@ -53,3 +54,43 @@ def find_request(text: str, workload: Workload) -> tuple[int, str]:
     first = int(workload.first_seq[found[0]])
     more = f", first of {len(found)} that begin so" if len(found) > 1 else ""
     return first, f"block table of {workload.seq_name(first)}{more}"
+
+
+BREAKS_HINT = "stop at: preempt evict copy compact reject fork · block 12 · seq r4 · step 57"
+
+
+def parse_breaks(text: str, workload: Workload, num_blocks: int) -> tuple[Break, ...]:
+    """The breakpoints that a line such as `evict block 12 seq r4` names.
+
+    Raises:
+        NoSuchPlace: it cannot be understood, or names a block or a request that is not there.
+    """
+    words = text.replace(",", " ").split()
+    found: list[Break] = []
+    while words:
+        word = words.pop(0)
+        if word in KINDS:
+            found.append(Break(word))
+        elif word not in ("block", "seq", "step"):
+            raise NoSuchPlace(f"{word!r}: expected {', '.join(KINDS)}, block N, seq NAME or step N")
+        elif not words:
+            raise NoSuchPlace(f"{word}: expected {'a name' if word == 'seq' else 'a number'} after it")
+        elif word == "seq":
+            found.append(Break(word, _sequence(words.pop(0), workload)))
+        else:
+            number = words.pop(0)
+            if not number.isdecimal() or (word == "block" and int(number) >= num_blocks):
+                known = f" from 0 to {num_blocks - 1:,}" if word == "block" else ""
+                raise NoSuchPlace(f"{word} {number}: expected a number{known}")
+            found.append(Break(word, int(number)))
+    return tuple(dict.fromkeys(found))
+
+
+def _sequence(name: str, workload: Workload) -> int:
+    """The sequence that is called `name`: a request, or one of its samples (`r4.2`)."""
+    request, _, sample = name.rpartition(".")
+    if sample.isdecimal() and request in workload.request_ids:
+        place = workload.request_ids.index(request)
+        if int(sample) < int(workload.num_samples[place]):
+            return int(workload.first_seq[place]) + int(sample)
+    return find_request(name, workload)[0]

@@ -35,6 +35,7 @@ def plotted(
     """A line through `points` over steps `ends[0]` … `ends[1]`, from 0 to `top`; `here` marks a step by a line."""
     import plotext  # here, because importing it takes 0.2 s, which the first frame would wait for
 
+    plotext.terminal.limit(False, False)  # a picture may be larger than the terminal it is drawn from
     figure = plotext.figure
     figure.clear()
     figure.theme("clear")
@@ -45,7 +46,7 @@ def plotted(
     figure.ruler("x").lim(first, last)
     figure.ruler("x").ticks([first, last], [f"{first:,}", f"{last:,}"])
     top = top or 1.0
-    digits = 0 if top >= 10 else 1 if top >= 1 else 3
+    digits = 0 if top >= 10 or top == int(top) else 1 if top >= 1 else 3
     figure.ruler("y").lim(0, top)
     figure.ruler("y").ticks([0, top], [f"0{unit}", f"{top:,.{digits}f}{unit}"])
     signal = figure.signal(list(points[0]), list(points[1]), marker="braille")

@@ -17,7 +17,7 @@ class Sequences(Panel):
 
     NAME = "sequences"
     TITLE = "3 sequences"
-    _first = 0
+    _first, _shown = 0, 0
 
     def title(self, view: View) -> str:
         rows = view.frame.sequences
@@ -30,16 +30,21 @@ class Sequences(Panel):
             return [look.line(("no sequence is alive", look.DIM))]
         tokens_width = max(6, *(len(_tokens(row)) for row in rows))
         longest = max(len(row.name) for row in rows)
-        name_width = max(4, min(longest, width - tokens_width - 35))
-        head = f"   {'name':<{name_width}} {'does':<9} {'tokens':>{tokens_width}} blocks shared  hit"
+        name_width = max(4, min(longest, width - tokens_width - 36))
+        head = f"   {'name':<{name_width}} {'does':<9} {'tokens':>{tokens_width}} blocks shared hit %"
+        if width >= len(head) + 8:
+            head += "  done"
         chosen = next((i for i, row in enumerate(rows) if row.seq == view.frame.chosen), 0)
-        room = height - 1
+        room = height - 1 - (len(rows) > height - 1)
         self._first = 0 if len(rows) <= room else max(0, min(chosen - room // 2, len(rows) - room))
+        self._shown = min(room, len(rows))
         found = [look.line((look.clip(head, width), look.DIM))]
         found += [
             _row(row, name_width, tokens_width, width, row.seq == view.frame.chosen)
             for row in rows[self._first : self._first + room]
         ]
+        if len(rows) > room:
+            found.append(look.line((f"   … {len(rows) - room:,} more; w next, W previous", look.DIM)))
         return found
 
     def on_click(self, event: ui.Click) -> None:
@@ -48,7 +53,7 @@ class Sequences(Panel):
         self.post_message(PanelChosen(self.NAME))
         if self.view is not None and place is not None:
             index = self._first + place.y - 1
-            if place.y >= 1 and index < len(self.view.frame.sequences):
+            if 1 <= place.y <= self._shown and index < len(self.view.frame.sequences):
                 self.post_message(SequenceChosen(self.view.frame.sequences[index].seq))
 
 
@@ -57,7 +62,7 @@ def _tokens(row: SeqRow) -> str:
 
 
 def _row(row: SeqRow, name_width: int, tokens_width: int, width: int, chosen: bool) -> Text:
-    hit = f"{100 * row.hit_tokens / row.prompt_len:.0f} %" if row.hit_tokens and row.prompt_len else "–"
+    hit = f"{100 * row.hit_tokens / row.prompt_len:.0f}" if row.hit_tokens and row.prompt_len else "–"
     holds = row.num_blocks > 0
     text = look.line(
         ("▸" if chosen else " ", look.KEY),

@@ -38,14 +38,15 @@ class HeaderLine(Panel):
         frame = view.frame
         engine, model = frame.header.engine, frame.header.model
         more = "…" if view.replaying else ""
-        where = f"step {frame.step} · event {frame.position}/{frame.num_events}{more} · t {seconds(frame.time_us)}"
+        where = f"step {frame.step:,} · event {frame.position:,}/{frame.num_events:,}{more}"
+        where += f" · t {seconds(frame.time_us)}"
         state = f"▶ {view.speed}" if view.playing else "‖ paused"
+        state += f" ◆{len(view.breaks)}" if view.breaks else ""
         name = frame.header.origin["trace"]["name"]
         what = (
             f"{engine.allocator} {engine.eviction} {engine.num_blocks:,} × {engine.block_size}",
             f"profile {frame.header.origin['profile']}",
             f"{model.num_heads}/{model.num_kv_heads} heads × {model.head_dim}",
-            f"content {frame.header.content.describe()}",
         )
         room = width - len(where) - len(state) - 4
         left = look.clip(name, max(8, room))
@@ -102,6 +103,8 @@ class TimelineStrip(Panel):
                 legend.append("   ")
                 legend.append(mark, look.MARK_STYLES[mark])
                 legend.append(f" {word}", look.DIM)
+            if view.breaks:
+                legend.append(look.clip(f"   ◆ stops at {', '.join(view.breaks)}", width - legend.cell_len), look.KEY)
             found.append(legend)
         return found
 
@@ -116,23 +119,30 @@ class TimelineStrip(Panel):
 
 FOOTER_KEYS = (
     ("space", "play"), ("n/p", "event"), ("N/P", "step"), ("g/G", "ends"), (":", "go to"), ("/", "find"),
-    ("c", "colours"), ("tab", "panel"), ("enter", "inspect"), ("z", "zoom"), ("+/-", "speed"), ("?", "help"),
+    ("c", "colours"), ("tab", "panel"), ("enter", "inspect"), ("b/B", "break"), ("z", "zoom"), ("+/-", "speed"),
+    ("?", "help"),
     ("q", "quit"),
 )  # fmt: skip
 _ALWAYS = ("?", "q")
+_ROOM_FOR_WORD = 70  # places from which on the content is named as such
 
 
 class FooterLine(Panel):
-    """The most used keys, as many as fit, or what was just done."""
+    """The most used keys, as many as fit, or what was just done; at the right what stands in for a model's K and V."""
 
     NAME = "footer"
     BORDERED = False
 
     def lines(self, view: View, width: int, height: int) -> list[Text]:  # noqa: ARG002 - one line
-        if view.notice:
-            return [look.line((look.clip(f" {view.notice}", width), look.KEY))]
-        room = width - sum(len(key) + len(word) + 3 for key, word in FOOTER_KEYS if key in _ALWAYS)
+        content = look.clip(view.frame.header.content.describe(), 24)
+        content = f" content {content} " if width >= _ROOM_FOR_WORD else f" {content} "
+        width -= len(content)
         text = look.line()
+        if view.notice:
+            text.append(f"{look.clip(f' {view.notice}', width):<{width}}", look.KEY)
+            text.append(content, look.DIM)
+            return [text]
+        room = width - sum(len(key) + len(word) + 3 for key, word in FOOTER_KEYS if key in _ALWAYS)
         for key, word in FOOTER_KEYS:
             size = len(key) + len(word) + 3
             if key not in _ALWAYS:
@@ -141,4 +151,6 @@ class FooterLine(Panel):
                 room -= size
             text.append(f" {key}", look.KEY)
             text.append(f" {word} ", look.DIM)
+        text.append(" " * (width - text.cell_len))
+        text.append(content, look.DIM)
         return [text]

@@ -21,15 +21,15 @@ class Why(Panel):
 
     def title(self, view: View) -> str:
         said = view.frame.said
-        return f"2 why · event {said[-1].index} of step {said[-1].step}: {said[-1].kind}" if said else "2 why"
+        return f"2 why · event {said[-1].index + 1:,} of step {said[-1].step:,}: {said[-1].kind}" if said else "2 why"
 
     def lines(self, view: View, width: int, height: int) -> list[Text]:
         if not view.frame.said:
             return [look.line((text, look.DIM)) for sentence in _NOTHING for text in look.wrap(sentence, width)]
         found: list[Text] = []
-        number = len(str(view.frame.said[-1].index))
+        number = len(f"{view.frame.said[-1].index + 1:,}")
         for age, said in enumerate(reversed(view.frame.said)):
-            head = f"{said.index:>{number}}  "
+            head = f"{said.index + 1:>{number},}  "
             pieces = look.wrap(said.text, width, head, " " * len(head))
             if age and len(found) + len(pieces) > height:
                 break
