@@ -14,10 +14,12 @@ from tinyserve_viz.core import events as ev
 from tinyserve_viz.core.config import ContentConfig, ModelConfig
 from tinyserve_viz.core.errors import ConfigError
 from tinyserve_viz.core.resources import data_folder
-from tinyserve_viz.engine.content import Content, mix, noise
+from tinyserve_viz.engine.content import Content
 from tinyserve_viz.engine.pipeline import KernelPipeline, PipelineConfig
 from tinyserve_viz.engine.replay import Engine
+from tinyserve_viz.kernels.defs.content_generation import mix, noise
 from tinyserve_viz.kernels.numpy_backend import NumpyBackend
+from tinyserve_viz.kernels.session import HostSession
 from tinyserve_viz.trace import read_trace
 from tinyserve_viz.trace.request import Request, Trace
 
@@ -29,8 +31,9 @@ def engine_on(settings: Settings, trace: Trace, backend: Any = None) -> tuple[En
     header = prepare(trace, settings)
     events: list[ev.Event] = []
     engine = Engine(header.workload, header.engine, header.rules, lambda _step, event: events.append(event))
+    session = HostSession(backend or NumpyBackend())
     engine.kernels = KernelPipeline(
-        engine.state, header.engine, header.model, header.content, backend or NumpyBackend(), PipelineConfig()
+        engine.state, header.engine, header.model, header.content, session, PipelineConfig()
     )
     return engine, events
 
@@ -172,7 +175,8 @@ def test_the_cache_holds_exactly_the_declared_content_when_a_sequence_ends() -> 
             for layer in range(2):
                 blocks = state.table(seq)
                 kv = kernels.content.keys_and_values(seq, 0, length, layer)
-                for part, cache in enumerate((kernels.key_cache, kernels.value_cache)):
+                for part, name in enumerate(("key_cache", "value_cache")):
+                    (cache,) = kernels.session.read(kernels.memory.held[name])
                     held = cache[layer, blocks].reshape(-1, *kv.shape[2:])[:length]
                     assert np.array_equal(held, kv[:, part])
                     checked += 1

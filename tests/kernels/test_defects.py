@@ -162,6 +162,14 @@ DEFECTS = (
     Defect("utilisation_for_fragmentation", "fragmentation_analysis", "lengths.max(initial=0)", "used.sum()"),
     Defect("runs_end_at_32_blocks", "fragmentation_analysis", "edges = np.diff(np.r_[False, free, False].astype(np.int8))", "edges = np.diff(np.r_[False, free & (np.arange(len(free)) % 32 != 31), False].astype(np.int8))"),
     Defect("shared_tokens_counted_twice", "fragmentation_analysis", "fill.sum(dtype=np.int64)", "held.tokens.sum()"),
+    # Bookkeeping and content
+    Defect("additions_to_one_entry_counted_once", "block_bookkeeping", "np.add.at(flat, index[adds], value[adds].astype(flat.dtype))", "flat[index[adds]] += value[adds].astype(flat.dtype)"),
+    Defect("flag_counted_up", "block_bookkeeping", " & ~((array == len(EDITED) - 1) & (operation == ADD))", ""),
+    Defect("edit_outside_wraps", "block_bookkeeping", "(index >= 0) & (index < len(flat))", "(index < len(flat))"),
+    Defect("content_of_every_layer_alike", "content_generation", "mix(seed, STREAM_KEY, layer, head, d)", "mix(seed, STREAM_KEY, 0, head, d)"),
+    Defect("sinks_everywhere", "content_generation", "(position[part] >= 0) & (position[part] < NUM_SINKS)", "position[part] >= 0"),
+    Defect("query_of_another_head", "content_generation", "np.repeat(centre[:, of[asked]].transpose(1, 0, 2), group, axis=1)", "np.tile(centre[:, of[asked]].transpose(1, 0, 2), (1, group, 1))"),
+    Defect("stale_query_rows", "content_generation", "    query[:] = 0\n", ""),
     Defect("cached_blocks_are_free", "fragmentation_analysis", "free = ~used & ~kept", "free = ~used"),
 )
 # fmt: on

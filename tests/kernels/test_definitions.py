@@ -11,6 +11,7 @@ PUBLISHED = [
     "fused_block_copy", "block_allocation", "block_deallocation", "block_fork", "advanced_block_allocation",
     "memory_compaction", "intelligent_memory_compaction", "query_analysis", "block_scoring", "block_mass",
     "cache_selection", "adaptive_cache_management", "dynamic_workload_balancing", "fragmentation_analysis",
+    "block_bookkeeping", "content_generation",
 ]  # fmt: skip
 
 every_kernel = pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.name)

@@ -28,6 +28,7 @@ from tinyserve_viz.engine.replay import Engine
 from tinyserve_viz.engine.seed_allocation import SeedBlockManager
 from tinyserve_viz.engine.workload import ARRIVALS, workload_of
 from tinyserve_viz.kernels.numpy_backend import NumpyBackend
+from tinyserve_viz.kernels.session import HostSession
 from tinyserve_viz.recording.header import Header
 from tinyserve_viz.recording.recorder import Digest, Recorder
 from tinyserve_viz.recording.timeline import Timeline
@@ -137,7 +138,7 @@ def run_replay(
     if header.origin["kernels_run"] != "none":
         chosen = PipelineConfig(header.origin["kernels_run"], header.origin["attention"])
         engine.kernels = KernelPipeline(
-            engine.state, header.engine, header.model, header.content, NumpyBackend(), chosen
+            engine.state, header.engine, header.model, header.content, HostSession(NumpyBackend()), chosen
         )
         if isinstance(engine.manager, SeedBlockManager):
             engine.manager = replace(engine.manager, backend=engine.kernels)

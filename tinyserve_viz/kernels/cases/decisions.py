@@ -558,4 +558,57 @@ _SELECTION = (
     Case("cache_selection", "long_row", "thousands of blocks in a row", _select([3001], heads=1, width=1000)),
 )
 
-CASES: tuple[Case, ...] = (*_SCORING, *_MASSES, *_ANALYSIS, *_SELECTION)
+# --- content_generation -----------------------------------------------------------------------------------------------
+
+
+def _content(
+    tokens: int,
+    rows: Sequence[int],
+    topics: bool = True,
+    num_heads: int = 4,
+    num_kv_heads: int = 2,
+    head_dim: int = 16,
+    bend: Change | None = None,
+    **scalars: Any,
+) -> Any:
+    def make() -> Call:
+        rng = np.random.default_rng(tokens)
+        arrays: Arrays = {
+            "token": rng.integers(-(1 << 63), (1 << 63) - 1, tokens, dtype=np.int64),
+            "position": np.arange(tokens, dtype=np.int32) * 2,
+            "query_token": np.array(rows, np.int32),
+        }
+        if topics:
+            arrays["topic"] = rng.integers(0, 3, tokens).astype(np.int32)
+            arrays["centre"] = rng.standard_normal((num_kv_heads, 3, head_dim)).astype(np.float32)
+            arrays["sink"] = rng.standard_normal((num_kv_heads, head_dim)).astype(np.float32)
+        if bend:
+            bend(arrays)
+        axes = {"num_kv_heads": num_kv_heads, "num_heads": num_heads, "head_dim": head_dim}
+        return arrays, {"seed": 5, "layer": 1, **axes, **scalars}
+
+    return make
+
+
+_CONTENT = (
+    Case("content_generation", "topics", "sinks at the first positions, rows without a query", _content(7, [3, -1, 6])),
+    Case("content_generation", "iid", "noise alone, the control", _content(5, [0, 4], topics=False)),
+    Case("content_generation", "no_query", "a step that only prefills", _content(9, [-1, -1])),
+    Case("content_generation", "no_rows", "nobody could ask", _content(3, [])),
+    Case("content_generation", "no_token", "nothing to make", _content(0, [-1])),
+    Case("content_generation", "odd_head_dim", "no multiple of the threads", _content(3, [1], head_dim=37)),
+    Case("content_generation", "eight_heads_share_one", "a group of eight", _content(2, [1], True, 8, 1)),
+    Case("content_generation", "largest_seed", "the seed's upper end", _content(2, [0], seed=(1 << 63) - 1, layer=255)),
+    Case(
+        "content_generation",
+        "unknown_topic",
+        "taken for topic 0",
+        _content(4, [2], bend=_set("topic", slice(1, 3), (3, -1))),
+        Status.RANGE,
+    ),
+    Case(
+        "content_generation", "unknown_token", "a row asks for no token of the step", _content(4, [4, -2]), Status.RANGE
+    ),
+)
+
+CASES: tuple[Case, ...] = (*_SCORING, *_MASSES, *_ANALYSIS, *_SELECTION, *_CONTENT)

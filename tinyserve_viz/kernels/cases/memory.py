@@ -864,4 +864,54 @@ _WRITE = (
     ),
 )
 
-CASES: tuple[Case, ...] = (*_ALLOCATION, *_ADVANCED, *_RELEASE, *_FORK, *_COPY, *_COMPACT, *_WRITE)
+# --- edits ------------------------------------------------------------------------------------------------------------
+
+
+def _edits(*edits: tuple[int, int, int], rows: int = 3, width: int = 5, blocks: int = 11) -> Any:
+    def make() -> Call:
+        rng = np.random.default_rng(7)
+        arrays: Arrays = {"edits": np.array(edits, np.int64).reshape(-1, 3)}
+        for name in ("block_table", "history"):
+            arrays[name] = rng.integers(-1, 50, (rows, width)).astype(np.int32)
+        for name in ("ref", "gen", "level", "freq", "hits", "lookups"):
+            arrays[name] = rng.integers(0, 50, blocks).astype(np.int32)
+        arrays["cached"] = rng.integers(0, 2, blocks).astype(np.uint8)
+        return arrays, {}
+
+    return make
+
+
+def _many_edits() -> Call:
+    """More edits than a thread block has threads: each entry of the table set once, one counter added to by all."""
+    rng = np.random.default_rng(8)
+    places = rng.permutation(40 * 9)
+    edits = [(0, int(at), int(at) * 3) for at in places] + [(5, int(at) % 7, 1) for at in places]
+    arrays, scalars = _edits(*edits, rows=40, width=9)()
+    return arrays, scalars
+
+
+_EDITS = (
+    Case(
+        "block_bookkeeping", "one_of_each", "every array, set", _edits(*((2 * k, 3 + k % 5, 100 + k) for k in range(9)))
+    ),
+    Case(
+        "block_bookkeeping", "adds", "every array that can be added to", _edits(*((2 * k + 1, 2, -1) for k in range(8)))
+    ),
+    Case("block_bookkeeping", "nothing", "an empty batch is legal", _edits()),
+    Case("block_bookkeeping", "one_counter_often", "additions to one entry add up", _edits(*[(5, 4, 1)] * 37)),
+    Case("block_bookkeeping", "hundreds", "more edits than threads", _many_edits),
+    Case("block_bookkeeping", "last_entries", "the ends of the arrays", _edits((0, 14, -1), (4, 10, 9), (16, 10, 1))),
+    Case(
+        "block_bookkeeping",
+        "outside",
+        "indices behind the ends",
+        _edits((0, 15, 1), (4, 11, 1), (4, -1, 1), (2, 3, 8)),
+        RANGE,
+    ),
+    Case(
+        "block_bookkeeping", "unknown_array", "numbers that name none", _edits((18, 0, 1), (-1, 0, 1), (4, 0, 7)), RANGE
+    ),
+    Case("block_bookkeeping", "adds_to_a_flag", "cached is set, never counted", _edits((17, 0, 1), (16, 1, 1)), RANGE),
+)
+
+CASES: tuple[Case, ...] = (*_ALLOCATION, *_ADVANCED, *_RELEASE, *_FORK, *_COPY, *_COMPACT, *_WRITE, *_EDITS)

@@ -261,3 +261,55 @@ def cache_selection(a: Any) -> Status:
             if a.last_use is not None:
                 a.last_use[block] = a.clock
     return status
+
+
+_WORD = (1 << 64) - 1
+
+
+def _drawn(*parts: int) -> np.float32:
+    """SplitMix64 over the parts with Python's integers, and the sum of the hash's four quarters as a number."""
+    state = 0x9E3779B97F4A7C15
+    for part in parts:
+        state = (state ^ (part & _WORD)) * 0xBF58476D1CE4E5B9 & _WORD
+        state ^= state >> 30
+        state = state * 0x94D049BB133111EB & _WORD
+        state ^= state >> 31
+    total = sum(state >> shift & 0xFFFF for shift in (0, 16, 32, 48))
+    return F(F(total - 131_070) / F(37_837))
+
+
+def content_generation(a: Any) -> Status:
+    """One channel at a time."""
+    status = Status.OK
+    num_tokens, _, num_kv_heads, head_dim = a.kv.shape
+    group = a.query.shape[1] // num_kv_heads
+    topic = [0] * num_tokens
+    for t in range(num_tokens if a.topic is not None else 0):
+        topic[t] = int(a.topic[t])
+        if not 0 <= topic[t] < a.centre.shape[1]:
+            status |= Status.RANGE
+            topic[t] = 0
+    for t in range(num_tokens):
+        for head in range(num_kv_heads):
+            for d in range(head_dim):
+                key = _drawn(a.seed, 1, a.layer, head, d, int(a.token[t]))
+                if a.topic is not None:
+                    key = F(F(F(0.75) * a.centre[head, topic[t], d]) + F(F(0.625) * key))
+                    if 0 <= a.position[t] < 4:
+                        key = F(key + F(F(0.75) * a.sink[head, d]))
+                a.kv[t, 0, head, d] = key
+                a.kv[t, 1, head, d] = _drawn(a.seed, 2, a.layer, head, d, int(a.token[t]))
+    for row in range(len(a.query)):
+        t = int(a.query_token[row])
+        a.query[row] = 0
+        if not 0 <= t < num_tokens:
+            status |= Status.OK if t == -1 else Status.RANGE
+            continue
+        for head in range(a.query.shape[1]):
+            for d in range(head_dim):
+                x = _drawn(a.seed, 3, a.layer, head, d, int(a.token[t]))
+                if a.topic is not None:
+                    x = F(F(F(0.875) * a.centre[head // group, topic[t], d]) + F(F(0.5) * x))
+                    x = F(x + F(F(0.5) * a.sink[head // group, d]))
+                a.query[row, head, d] = x
+    return status

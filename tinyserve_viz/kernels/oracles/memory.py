@@ -236,3 +236,20 @@ def memory_compaction(a: Any) -> Status:
         for logical, block in enumerate(row.tolist()):
             row[logical] = goes.get(block, block)
     return Status.OK
+
+
+def block_bookkeeping(a: Any) -> Status:
+    """One edit after the other."""
+    arrays = (a.block_table, a.history, a.ref, a.gen, a.level, a.freq, a.hits, a.lookups, a.cached)
+    status = Status.OK
+    for which, index, value in a.edits.tolist():
+        if not 0 <= which < 2 * len(arrays) or which == 17:
+            status |= Status.RANGE
+            continue
+        target = arrays[which // 2]
+        if not 0 <= index < target.size:
+            status |= Status.RANGE
+            continue
+        at = np.unravel_index(index, target.shape)
+        target[at] = value + (int(target[at]) if which % 2 else 0)
+    return status
