@@ -7,7 +7,10 @@ import json
 import re
 import sys
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tinyserve_viz.kernels.backend import Backend
 
 FINDING = 1
 
@@ -22,9 +25,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     build = actions.add_parser("build", help="compile the CUDA files; works without a GPU")
     build.add_argument("--arch", type=_archs, metavar="A,…", help="e.g. sm_80,sm_90 (default: that of the GPU here)")
-    build.add_argument("--nvcc", metavar="PATH", help="compiler (default: $CUDA_HOME, PATH, then NVIDIA's wheels)")
-    build.add_argument("--check", action="store_true", help="compile afresh, whatever is kept from earlier builds")
+    build.add_argument("--fresh", action="store_true", help="compile again what is kept from earlier builds")
+    build.add_argument(
+        "--check", action="store_true", help="a spilled register is a finding too, like a parameter list that differs"
+    )
     for action in (listing, verify, build):
+        action.add_argument("--nvcc", metavar="PATH", help="compiler (default: $CUDA_HOME, PATH, then NVIDIA's wheels)")
         action.add_argument("--json", action="store_true", help="print one JSON object")
     for action in (verify, build):
         action.add_argument(
@@ -41,7 +47,7 @@ def _list(args: argparse.Namespace) -> int:
     from tinyserve_viz.kernels import KERNELS
     from tinyserve_viz.kernels.cases import CASES
 
-    builds = _kept_builds()
+    builds = _kept_builds(args.nvcc)
     rows = [
         {
             "name": kernel.name,
@@ -64,41 +70,42 @@ def _list(args: argparse.Namespace) -> int:
     for row in rows:
         backends = "numpy, cuda" if row["cuda"] else "numpy"
         print(f"{row['name']:<30} {row['cases']:>3} cases  {backends:<12} {row['summary']}")
+        if row["builds"] and row["tile_constants"]:
+            print("    " + ", ".join(f"{name} {value}" for name, value in row["tile_constants"].items()))
         for build in row["builds"]:
             print(f"    {_resources(build)}")
     return 0
 
 
-def _kept_builds() -> dict[str, dict[str, Any]]:
-    """Per CUDA file its tile constants and the builds of it that are kept and up to date."""
+def _kept_builds(option: str | None) -> dict[str, dict[str, Any]]:
+    """Per CUDA file its tile constants and the builds of it that are kept and up to date, by architecture."""
     from tinyserve_viz.core.errors import KernelError
+    from tinyserve_viz.core.toolkit import find_nvcc
     from tinyserve_viz.kernels import build
 
     try:
-        nvcc = build.find_nvcc()
+        nvcc = find_nvcc(option)
     except KernelError:
+        if option:
+            raise
         nvcc = None
     found = {}
     for path in build.sources():
-        builds = []
-        for kept in sorted(build.cache_folder().glob(f"{path.stem}-sm_*.cubin")) if nvcc else ():
-            arch = kept.stem.removeprefix(f"{path.stem}-").split("-")[0]
-            if nvcc and build.cubin_key(path, arch, nvcc)[:32] == kept.stem.rsplit("-", 1)[1]:
-                builds.append(asdict(build.compile_file(path, arch, nvcc)))
-        constants = build.tile_constants(path.read_text(encoding="utf-8"))
-        found[path.stem] = {"cuda": True, "tile_constants": constants, "builds": builds}
+        archs = {kept.stem.removeprefix(f"{path.stem}-").split("-")[0] for kept in build.kept_files(path)}
+        kept = [build.kept_build(path, arch, nvcc) for arch in sorted(archs, key=_generation)] if nvcc else []
+        builds = [asdict(one) for one in kept if one]
+        found[path.stem] = {"cuda": True, "tile_constants": build.tile_constants(path), "builds": builds}
     return found
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from tinyserve_viz.kernels.api import backend_named
     from tinyserve_viz.kernels.backend import kernel_named
     from tinyserve_viz.kernels.cases import CASES
     from tinyserve_viz.kernels.conformance import table, verify
 
     wanted = {kernel_named(name).name for name in args.kernel}
     cases = [case for case in CASES if not wanted or case.kernel in wanted]
-    results = verify(backend_named(args.backend), cases)
+    results = verify(_backend(args.backend, args.nvcc), cases)
     failed = any(result.outcome == "FAIL" for result in results)
     if args.json:
         why = {(case.kernel, case.name): case.why for case in cases}
@@ -110,9 +117,23 @@ def _verify(args: argparse.Namespace) -> int:
     return FINDING if failed else 0
 
 
+def _backend(name: str, nvcc: str | None) -> Backend:
+    """The backend of that name; on a GPU it compiles with the compiler that was asked for."""
+    from tinyserve_viz.core.toolkit import find_nvcc
+    from tinyserve_viz.kernels.api import backend_named
+
+    backend = backend_named(name)
+    if nvcc and name == "cuda":
+        from tinyserve_viz.kernels.cuda_backend import gpu
+
+        gpu().nvcc = find_nvcc(nvcc)
+    return backend
+
+
 def _build(args: argparse.Namespace) -> int:
     from tinyserve_viz.core.errors import KernelError
     from tinyserve_viz.core.resources import data_folder
+    from tinyserve_viz.core.toolkit import find_nvcc
     from tinyserve_viz.kernels import build
     from tinyserve_viz.kernels.backend import kernel_named
 
@@ -121,10 +142,12 @@ def _build(args: argparse.Namespace) -> int:
     builds = []
     if build.sources():
         archs = args.arch or [build.device_arch()]
-        for result in build.build_all(archs, names, build.find_nvcc(args.nvcc), fresh=args.check):
+        for result in build.build_all(archs, names, find_nvcc(args.nvcc), fresh=args.fresh):
             if isinstance(result, KernelError):
                 problems.append(str(result))
                 continue
+            if args.check and (spilled := build.spilled_too_much(result)):
+                problems.append(spilled)
             builds.append(asdict(result))
             if not args.json:
                 print(f"{result.name:<30} {_resources(builds[-1])}", flush=True)
@@ -141,6 +164,10 @@ def _resources(build: dict[str, Any]) -> str:
     took = "kept" if build["cached"] else f"{build['seconds']:.1f} s"
     shared, spilled = build["static_shared_bytes"], build["spill_bytes"]
     return f"{build['arch']:<7} {build['registers']:>3} registers, {shared:>6} B shared, {spilled} B spilled, {took}"
+
+
+def _generation(arch: str) -> int:
+    return int("".join(filter(str.isdigit, arch)))
 
 
 def _archs(text: str) -> list[str]:

@@ -1,7 +1,8 @@
 """Compile the CUDA kernels, each file alone, and hold each C parameter list to its definition. Needs no GPU.
 
 Cubins are kept under the user's cache directory. Their key is the hash of everything that shapes them: source, the
-headers it includes, options, architecture and the compiler's version.
+headers it includes, options, architecture and the compiler's version. A kept cubin is used only while it has the bytes
+that the compiler wrote.
 """
 
 from __future__ import annotations
@@ -10,27 +11,28 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
-import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
 from tinyserve_viz.core.errors import KernelError
 from tinyserve_viz.core.resources import data_folder
+from tinyserve_viz.core.toolkit import compiler_version, find_nvcc, host_compiler
 from tinyserve_viz.kernels import KERNELS
 from tinyserve_viz.kernels.definition import KernelDef
 
 OPTIONS = ("-std=c++17", "-O3", "-Xptxas=-v")
 # Decisions must round every multiply and add by itself; nothing else may contract them.
 DECISION_OPTIONS = ("-fmad=false",)
+# Bytes of spill stores that a file may have, the most of all architectures; every other file: none. Both hold a plain
+# form for every head_dim beside the main path in one entry, and the compiler reports entries, not forms.
+MAY_SPILL = {"flash_paged_attention": 72, "query_aware_paged_attention": 236}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,26 +57,6 @@ def sources(folder: Path | None = None) -> list[Path]:
     return sorted((folder or data_folder("cuda")).glob("*.cu"))
 
 
-def find_nvcc(option: str | None = None) -> Path:
-    """The compiler: the option, $CUDA_HOME, PATH, then NVIDIA's wheels, in this order.
-
-    Raises:
-        KernelError: none of them has it.
-    """
-    if option:
-        if shutil.which(option):
-            return Path(str(shutil.which(option)))
-        raise KernelError(f"nvcc not found at {option}")
-    home = os.environ.get("CUDA_HOME")
-    if home and (path := Path(home, "bin", "nvcc")).exists():
-        return path
-    if on_path := shutil.which("nvcc"):
-        return Path(on_path)
-    for wheel in sorted(Path(sysconfig.get_path("purelib"), "nvidia").glob("cu*/bin/nvcc")):
-        return wheel
-    raise KernelError("nvcc not found in $CUDA_HOME, PATH or NVIDIA's wheels; tinyserve-viz doctor says how to get it")
-
-
 def device_arch() -> str:
     """The architecture of the first GPU, e.g. sm_90.
 
@@ -92,18 +74,31 @@ def device_arch() -> str:
     return f"sm_{capability[1]}{capability[2]}"
 
 
+def spilled_too_much(build: Build) -> str:
+    """What is wrong with a build that spills more registers than it may, in words; empty when it does not."""
+    may = MAY_SPILL.get(build.name, 0)
+    if build.spill_bytes <= may:
+        return ""
+    return f"{build.name}.cu for {build.arch}: {build.spill_bytes} B of registers spilled, at most {may} allowed"
+
+
 # --- parameter lists --------------------------------------------------------------------------------------------------
 
 
 def c_parameters(source: str, name: str) -> list[str] | None:
-    """The parameters of `extern "C" __global__ void name(…)` as `const half* query`, or None when it is not there."""
+    """The parameters of `extern "C" __global__ void name(…)` as `const half* query`, or None when it is not there.
+
+    A macro of the file may stand for the list, as it does where several launches share one.
+    """
     code = re.sub(r"//[^\n]*|/\*.*?\*/", " ", source, flags=re.DOTALL)
     bounds = r"(?:__launch_bounds__\s*\([^()]*(?:\([^()]*\)[^()]*)*\)\s*)?"
     head = rf'extern\s+"C"\s+__global__\s+{bounds}void\s+{bounds}{re.escape(name)}\s*\(([^)]*)\)'
     found = re.search(head, code)
     if not found:
         return None
-    return [_normal(parameter) for parameter in found[1].split(",") if parameter.strip()]
+    macros = dict(re.findall(r"^\s*#\s*define\s+(\w+)[ \t]+((?:[^\n]*\\\n)*[^\n]*)", code, re.MULTILINE))
+    listed = str(macros.get(found[1].strip(), found[1])).replace("\\\n", " ")
+    return [_normal(parameter) for parameter in listed.split(",") if parameter.strip()]
 
 
 def _normal(parameter: str) -> str:
@@ -113,37 +108,50 @@ def _normal(parameter: str) -> str:
 
 
 def compare_parameters(kernel: KernelDef, source: str) -> list[str]:
-    """What is wrong with a file's parameter list, in words; nothing when it is the definition's."""
-    found, expected = c_parameters(source, kernel.name), kernel.c_parameters()
-    where = f"{kernel.name}.cu"
+    """What is wrong with a file's parameter lists, those of its stages too; nothing when all are the definition's."""
+    stages = (*kernel.launch.before, *kernel.launch.after)
+    entries = dict.fromkeys([kernel.name, *(f"{kernel.name}_{stage.suffix}" for stage in stages)])
+    return [problem for entry in entries for problem in _compare_entry(kernel, entry, source)]
+
+
+def _compare_entry(kernel: KernelDef, entry: str, source: str) -> list[str]:
+    found, expected = c_parameters(source, entry), kernel.c_parameters()
+    where = f"{kernel.name}.cu: " + ("" if entry == kernel.name else f"{entry}: ")
     if found is None:
-        return [f'{where}: no `extern "C" __global__ void {kernel.name}(`']
+        return [f'{kernel.name}.cu: no `extern "C" __global__ void {entry}(`']
     problems = [
-        f"{where}: parameter {i + 1} is `{have}`, expected `{want}`"
+        f"{where}parameter {i + 1} is `{have}`, expected `{want}`"
         for i, (have, want) in enumerate(zip(found, expected, strict=False))
         if have != want
     ]
     if len(found) != len(expected):
-        problems.append(f"{where}: {len(found)} parameters, expected {len(expected)}")
+        problems.append(f"{where}{len(found)} parameters, expected {len(expected)}")
     return problems
 
 
 def check_sources(folder: Path | None = None) -> list[str]:
-    """Compare every CUDA file that has a definition with it; all that is wrong, in words."""
-    texts = {path.stem: path.read_text(encoding="utf-8") for path in sources(folder)}
-    return [
-        problem
-        for kernel in KERNELS
-        if kernel.name in texts
-        for problem in compare_parameters(kernel, texts[kernel.name])
-    ]
+    """Compare every CUDA file with its definition; all that is wrong, in words, a file that has none included."""
+    defined = {kernel.name: kernel for kernel in KERNELS}
+    problems = []
+    for path in sources(folder):
+        if path.stem in defined:
+            problems += compare_parameters(defined[path.stem], path.read_text(encoding="utf-8"))
+        else:
+            problems.append(f"{path.name}: no kernel of that name is defined")
+    return problems
 
 
-def tile_constants(source: str) -> dict[str, str]:
-    """Macros with a default, `#ifndef X` / `#define X 64`: the constants that a build may set by -D."""
-    return dict(
-        re.findall(r"^\s*#\s*ifndef\s+(\w+)\s*\n\s*#\s*define\s+\1\s+([^\n]+?)\s*$", source, flags=re.MULTILINE)
-    )
+def tile_constants(path: Path) -> dict[str, int]:
+    """The sizes that a compiled file has fixed, its headers' included, by name.
+
+    Macros with a whole number as default (`#ifndef TILE`, `#define TILE 128`), which -D may set, and `constexpr int` of
+    2 or more outside functions: 0 and 1 name modes.
+    """
+    texts = [file.read_text(encoding="utf-8") for file in (*_headers(path), path)]
+    macro = r"^\s*#\s*ifndef\s+(\w+)\s*\n\s*#\s*define\s+\1\s+(\d+)\b"
+    constant = r"^constexpr int (\w+) = (\d+);"
+    found = [pair for text in texts for form in (macro, constant) for pair in re.findall(form, text, re.MULTILINE)]
+    return {name: int(value) for name, value in found if int(value) > 1}
 
 
 # --- compiling --------------------------------------------------------------------------------------------------------
@@ -155,23 +163,14 @@ def options_for(name: str) -> tuple[str, ...]:
     return OPTIONS + (DECISION_OPTIONS if decides else ())
 
 
-@cache
-def compiler_version(nvcc: Path) -> str:
-    """What `nvcc --version` says.
-
-    Raises:
-        KernelError: it cannot be run.
-    """
-    try:
-        answer = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise KernelError(f"{nvcc} cannot be run: {error}") from error
-    return answer.stdout.strip()
-
-
 def cache_folder() -> Path:
     """Where cubins are kept."""
     return user_cache_path("tinyserve-viz") / "cubins"
+
+
+def kept_files(path: Path) -> list[Path]:
+    """Every kept cubin of files of that name, whether or not it is up to date."""
+    return sorted(cache_folder().glob(f"{path.stem}-sm_*.cubin"))
 
 
 def cubin_key(path: Path, arch: str, nvcc: Path, options: Sequence[str] | None = None) -> str:
@@ -183,17 +182,45 @@ def cubin_key(path: Path, arch: str, nvcc: Path, options: Sequence[str] | None =
     return digest.hexdigest()
 
 
+def _include_folders(path: Path) -> tuple[Path, ...]:
+    """Where a file's own headers are looked for: beside it, then in cuda/, so that test kernels include these too."""
+    return tuple(dict.fromkeys((path.parent, data_folder("cuda"))))
+
+
 def _headers(path: Path) -> list[Path]:
-    """Headers of the same folder that a file includes, directly or through others, by name."""
+    """Our headers that a file includes, directly or through others."""
     found: dict[Path, None] = {}
     waiting = [path]
     while waiting:
         for name in re.findall(r'^\s*#\s*include\s*"([^"]+)"', waiting.pop().read_text(encoding="utf-8"), re.MULTILINE):
-            header = path.parent / name
-            if header.exists() and header not in found:
+            header = next((place for folder in _include_folders(path) if (place := folder / name).exists()), None)
+            if header is not None and header not in found:
                 found[header] = None
                 waiting.append(header)
     return sorted(found)
+
+
+def kept_build(path: Path, arch: str, nvcc: Path, options: Sequence[str] | None = None) -> Build | None:
+    """The build of this very file for this architecture that an earlier run left, None if there is none or it is bad.
+
+    A cubin that is cut short, changed, or without its facts counts as none and is compiled again.
+    """
+    cubin = _cubin_path(path, arch, nvcc, options)
+    try:
+        facts = json.loads(cubin.with_suffix(".json").read_text(encoding="utf-8"))
+        if facts.pop("sha256") != _sha256(cubin):
+            return None
+        return Build(**(facts | {"cached": True, "cubin": str(cubin)}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _cubin_path(path: Path, arch: str, nvcc: Path, options: Sequence[str] | None) -> Path:
+    return cache_folder() / f"{path.stem}-{arch}-{cubin_key(path, arch, nvcc, options)[:32]}.cubin"
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def compile_file(
@@ -208,28 +235,31 @@ def compile_file(
     """
     nvcc = nvcc or find_nvcc()
     options = options_for(path.stem) if options is None else tuple(options)
-    key = cubin_key(path, arch, nvcc, options)
-    cubin = cache_folder() / f"{path.stem}-{arch}-{key[:32]}.cubin"
-    facts = cubin.with_suffix(".json")
-    if not fresh and cubin.exists() and facts.exists():
-        return Build(**(json.loads(facts.read_text(encoding="utf-8")) | {"cached": True, "cubin": str(cubin)}))
+    if not fresh and (kept := kept_build(path, arch, nvcc, options)):
+        return kept
+    cubin = _cubin_path(path, arch, nvcc, options)
     started = time.perf_counter()
     cubin.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cubin.parent) as scratch:
         made = Path(scratch, "made.cubin")
-        command = [str(nvcc), "-cubin", f"-arch={arch}", *options, "-I", str(path.parent), "-o", str(made), str(path)]
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        folders = [word for folder in _include_folders(path) for word in ("-I", str(folder))]
+        command = [str(nvcc), "-cubin", f"-arch={arch}", *options, *folders, "-o", str(made), str(path)]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, errors="replace")
         if answer.returncode or not made.exists():
-            raise KernelError(f"{path.name} for {arch}: {_first_error(answer.stdout + answer.stderr)}")
+            raise KernelError(f"{path.name} for {arch}: {_first_error(answer.stdout + answer.stderr)}{_no_host()}")
         registers, shared, spilled = resources(answer.stdout + answer.stderr, path.stem)
         build = Build(
             path.stem, arch, str(cubin), registers, shared, spilled, False, round(time.perf_counter() - started, 3)
         )
         note = Path(scratch, "made.json")
-        note.write_text(json.dumps(asdict(build)), encoding="utf-8")
-        note.replace(facts)
+        note.write_text(json.dumps(asdict(build) | {"sha256": _sha256(made)}), encoding="utf-8")
         made.replace(cubin)
+        note.replace(cubin.with_suffix(".json"))
     return build
+
+
+def _no_host() -> str:
+    return "" if host_compiler() else "; nvcc needs a host compiler, none is in PATH: apt-get install g++"
 
 
 def _first_error(output: str) -> str:
@@ -260,7 +290,7 @@ def build_all(
     fresh: bool = False,
     folder: Path | None = None,
 ) -> Iterator[Build | KernelError]:
-    """Compile every file, or those named, for every architecture, as many at once as there are processors.
+    """Compile every file, or those named, for every architecture, as many at once as this process has processors.
 
     Yields builds in the order of files and architectures; a file that does not compile gives its error instead.
     """
@@ -274,5 +304,5 @@ def build_all(
         except KernelError as error:
             return error
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         yield from pool.map(one, jobs)

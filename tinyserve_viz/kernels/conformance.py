@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyserve_viz.core.errors import KernelError
+from tinyserve_viz.core.errors import GpuUnavailable, KernelError
 from tinyserve_viz.kernels.backend import Backend, UnsupportedError, kernel_named
 from tinyserve_viz.kernels.binding import bind
 from tinyserve_viz.kernels.definition import KernelDef, Status
@@ -78,6 +78,8 @@ def run_case(backend: Backend, case: Case) -> Result:
         return result("NOT SUPPORTED", str(error))
     except KernelError as error:
         return result("FAIL", f"refused: {error}")
+    except GpuUnavailable:
+        raise  # no verdict on the kernel
     except Exception as error:  # a mutated or broken kernel may raise anything; the table must go on
         return result("FAIL", f"raised {type(error).__name__}: {error}")
     problem = _difference(kernel, case, inputs, given, expected, found)

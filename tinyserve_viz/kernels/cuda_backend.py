@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ from numpy.typing import NDArray
 
 from tinyserve_viz.core.errors import GpuUnavailable, KernelError
 from tinyserve_viz.core.resources import data_folder
+from tinyserve_viz.core.toolkit import find_nvcc
 from tinyserve_viz.kernels.backend import UnsupportedError
 from tinyserve_viz.kernels.binding import Call, bind
-from tinyserve_viz.kernels.build import compile_file, find_nvcc
+from tinyserve_viz.kernels.build import compile_file
 from tinyserve_viz.kernels.definition import KernelDef
 from tinyserve_viz.kernels.guard import BAND, region
 
@@ -73,6 +75,7 @@ class Gpu:
         major, minor = device.compute_capability()
         self.arch = f"sm_{major}{minor}"
         self.context = device.retain_primary_context()
+        self.nvcc: Path | None = None  # the compiler to take; None: whichever is found
         self._functions: dict[tuple[str, str], Any] = {}
         self._modules: dict[str, Any] = {}
 
@@ -95,7 +98,7 @@ class Gpu:
         if (kernel.name, entry) not in self._functions:
             if kernel.name not in self._modules:
                 try:
-                    nvcc = find_nvcc()
+                    nvcc = self.nvcc or find_nvcc()
                 except KernelError as error:
                     raise GpuUnavailable(f"{error}; or use --backend numpy") from error
                 cubin = compile_file(data_folder("cuda") / f"{kernel.name}.cu", self.arch, nvcc).cubin
@@ -264,7 +267,8 @@ def _driver() -> Any:
         return importlib.import_module("pycuda.driver")
     except ModuleNotFoundError as error:
         raise GpuUnavailable(
-            "PyCUDA is not installed; pip install 'tinyserve-viz[gpu]', or use --backend numpy"
+            "PyCUDA is not installed; pip install 'pycuda>=2025.1.2' (README: Install with a GPU), "
+            "or use --backend numpy"
         ) from error
     except ImportError as error:
         raise GpuUnavailable(
