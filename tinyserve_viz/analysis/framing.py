@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyserve_viz.analysis.fragmentation import fragmentation
 from tinyserve_viz.analysis.frame import CACHED, FREE, NULL, Frame, KernelRow, Memory, Said, Selection, SeqRow, Table
-from tinyserve_viz.analysis.metrics import fragmentation
 from tinyserve_viz.analysis.sentences import count, provenance_title
 from tinyserve_viz.core import events as ev
 from tinyserve_viz.core import state as st

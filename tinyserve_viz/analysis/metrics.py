@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from tinyserve_viz.analysis.compaction import predicted_us
+from tinyserve_viz.analysis.fragmentation import fragmentation as fragmentation
 from tinyserve_viz.core import events as ev
-from tinyserve_viz.core.config import EngineConfig
+from tinyserve_viz.core.config import EngineConfig, ModelConfig
 from tinyserve_viz.core.state import CacheState
 from tinyserve_viz.core.workload import MISS_CAUSES, Workload
 
@@ -49,6 +51,7 @@ class Metrics:
         self.completed = self.rejected = self.cancelled = 0
         self.recomputed_tokens = 0
         self.compaction_moves = self.compactions = self.levels_raised = self.levels_lowered = 0
+        self._verdicts: dict[str, int] = {}
         self._policy: str | None = None
         self._rows_selected = self._tokens_read = self._tokens_held = 0
         self._retained: list[float] = [0.0, 0.0, 2.0]  # sum, count, least
@@ -132,6 +135,7 @@ class Metrics:
     def _compaction_planned(self, event: Any) -> None:
         self.compactions += bool(len(event.src))
         self.compaction_moves += len(event.src)
+        self._verdicts[event.verdict] = self._verdicts.get(event.verdict, 0) + 1
 
     def _levels_adapted(self, event: Any) -> None:
         self.levels_raised += int((event.decisions > 0).sum())
@@ -154,6 +158,20 @@ class Metrics:
             "resident_share": 1.0,
             "levels": {"raised": self.levels_raised, "lowered": self.levels_lowered},
             "compactions": self.compactions,
+        }
+
+    def compaction(self, model: ModelConfig, copy: dict[str, Any] | None) -> dict[str, Any]:
+        """The section `compaction`: plans weighed and what became of them, blocks and bytes moved (read and written),
+        and the time that a `copy` bandwidth predicts for these bytes."""
+        num_bytes = 2 * self.compaction_moves * self._engine.block_size * model.token_bytes
+        return {
+            "rule": self._engine.compaction,
+            "weighed": sum(self._verdicts.values()),
+            "verdicts": self._verdicts,
+            "moves": self.compaction_moves,
+            "bytes": num_bytes,
+            "copy_bandwidth": copy,
+            "predicted_us": predicted_us(num_bytes, copy["gb_per_s"]) if copy else None,
         }
 
     def kernels(self) -> list[dict[str, Any]]:
@@ -226,47 +244,6 @@ def leaked_blocks(state: CacheState) -> int:
     held = np.unique(np.concatenate([state.table(seq) for seq in live.tolist()])) if len(live) else ev.EMPTY
     stray = int((state.reserved_len[state.slot < 0] > 0).sum())
     return state.num_used - state.null_blocks - len(held) + stray
-
-
-def fragmentation(state: CacheState) -> dict[str, Any]:
-    """The measures of kernel-contracts §16 on a state; ratios are None where nothing is there to measure.
-
-    Any free block serves any request, so `external` costs a paged pool no capacity; it says how far contiguous
-    runs (huge pages, bulk copies) could be had.
-    """
-    if len(state.reserved_len) and state.reserved_len.any():
-        return _range_fragmentation(state)
-    used = state.ref > 0
-    used[: state.null_blocks] = False
-    live = int(used.sum())
-    free = ~(state.ref > 0)
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], free, [False]]).astype(np.int8)))
-    runs = edges[1::2] - edges[::2]
-    num_free = int(free.sum())
-    return {
-        "internal": 1 - int(state.fill[used].sum()) / (live * state.block_size) if live else None,
-        "external": 1 - int(runs.max()) / num_free if num_free else None,
-        "frag_ratio": (int(np.flatnonzero(used)[-1]) + 1) / live if live else None,
-        "num_free_runs": len(runs),
-        "longest_free_run": int(runs.max(initial=0)),
-    }
-
-
-def _range_fragmentation(state: CacheState) -> dict[str, Any]:
-    live = np.flatnonzero(state.reserved_len)
-    order = live[np.argsort(state.reserved_start[live])]
-    starts, lengths = state.reserved_start[order], state.reserved_len[order]
-    slots = state.num_blocks * state.block_size
-    holes = np.diff(np.concatenate([[0], np.column_stack([starts, starts + lengths]).ravel(), [slots]]))[::2]
-    holes = holes[holes > 0]
-    reserved = int(lengths.sum())
-    return {
-        "internal": 1 - int(state.ctx[live].sum()) / reserved,
-        "external": 1 - int(holes.max()) / int(holes.sum()) if len(holes) else None,
-        "frag_ratio": int(starts[-1] + lengths[-1]) / reserved,
-        "num_free_runs": len(holes),
-        "longest_free_run": int(holes.max(initial=0)) // state.block_size,
-    }
 
 
 def _ratio(part: int, whole: int) -> float | None:

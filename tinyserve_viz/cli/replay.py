@@ -84,6 +84,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="all",
         help="form of attention (default all, side by side)",
     )
+    parser.add_argument(
+        "--compaction",
+        metavar="HOW",
+        help="intelligent (heavy blocks stay where they are), plain (all may move) or off "
+        "(default: intelligent where kernels run)",
+    )
     parser.add_argument("--selection", metavar="POLICY", help="which blocks a query reads: paper or seed")
     parser.add_argument(
         "--ratio", type=ratio, metavar="R", help="share of the blocks that selection paper keeps, 0.001 to 1"
@@ -155,7 +161,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     from tinyserve_viz.cli.session import Settings
 
     names = [name.replace("-", "_") for name, _ in _ENGINE_OPTIONS]
-    engine: dict[str, Any] = {name: getattr(args, name) for name in [*names, "allocator", "eviction"]}
+    engine: dict[str, Any] = {name: getattr(args, name) for name in [*names, "allocator", "eviction", "compaction"]}
     engine |= {"selection": args.selection, "ratio_permille": args.ratio}
     engine["prefix_caching"] = None if args.prefix_caching is None else args.prefix_caching == "on"
     return Settings(

@@ -27,6 +27,7 @@ from tinyserve_viz.engine.pipeline import KernelPipeline, PipelineConfig
 from tinyserve_viz.engine.replay import Engine
 from tinyserve_viz.engine.seed_allocation import SeedBlockManager
 from tinyserve_viz.engine.workload import ARRIVALS, workload_of
+from tinyserve_viz.kernels.copy_bandwidth import host_copy_bandwidth
 from tinyserve_viz.kernels.numpy_backend import NumpyBackend
 from tinyserve_viz.kernels.session import HostSession
 from tinyserve_viz.recording.header import Header
@@ -83,6 +84,12 @@ def prepare(trace: Trace, settings: Settings) -> Header:
     kernels = settings.kernels or _kernels_by_size(engine, workload)
     if kernels != "none" and engine.allocator != "paged":
         raise ConfigError(f"kernels {kernels!r} need the paged allocator, not {engine.allocator!r}")
+    if "compaction" not in {**trace.engine, **_given(settings.engine)}:
+        # vLLM's one queue of free blocks comes with vLLM's rules, and vLLM compacts nothing.
+        unasked = kernels != "none" and rules.free_order != "queue"
+        engine = replace(engine, compaction="intelligent" if unasked else "off")
+    if engine.compaction != "off" and engine.allocator != "paged":
+        raise ConfigError(f"compaction {engine.compaction!r} needs the paged allocator, not {engine.allocator!r}")
     origin = {
         "trace": {"name": trace.name, "format": trace.format, "num_requests": workload.num_requests},
         "profile": settings.profile,
@@ -91,6 +98,7 @@ def prepare(trace: Trace, settings: Settings) -> Header:
         "device": f"{platform.machine()} CPU",
         "kernels_run": kernels,
         "attention": settings.attention,
+        "copy_bandwidth": None if engine.compaction == "off" else host_copy_bandwidth(),
         "tool": __version__,
     }
     return Header(engine, rules, model, content, workload, origin)

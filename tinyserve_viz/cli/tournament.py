@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyserve_viz.cli.arguments import load_trace, whole_number
+from tinyserve_viz.core.compaction import COMPACTIONS
 from tinyserve_viz.core.config import ALLOCATORS, EVICTIONS, SELECTIONS
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ AXES: tuple[Axis, ...] = (
     Axis("--eviction", "eviction", _names(EVICTIONS, "eviction policy"), "P,…", f"of {', '.join(EVICTIONS)}"),
     Axis("--selection", "selection", _names(SELECTIONS, "selection policy"), "P,…", f"of {', '.join(SELECTIONS)}"),
     Axis("--ratio", "ratio_permille", _shares, "R,…", "shares of the blocks that a selection may keep, 0.001 to 1"),
+    Axis("--compaction", "compaction", _names(COMPACTIONS, "compaction"), "H,…", f"of {', '.join(COMPACTIONS)}"),
     Axis("--block-size", "block_size", _numbers(1), "N,…", "tokens in a block", "blocks of {}"),
     Axis("--num-blocks", "num_blocks", _numbers(1), "N,…", "blocks in the pool", "{:,} blocks"),
     Axis("--max-num-seqs", "max_num_seqs", _numbers(1), "N,…", "sequences that may run at once", "{:,} seats"),

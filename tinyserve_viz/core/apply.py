@@ -362,6 +362,7 @@ _EMPTY_BLOCK = {"hash": -1}
 def _compaction_planned(state: CacheState, event: ev.CompactionPlanned) -> None:
     """Blocks change places: their arrays, the tables and the index follow; the places left are free."""
     src, dst = event.src, event.dst
+    state.compacted_at = state.step
     if not len(src):
         return
     state.free.remove(dst)

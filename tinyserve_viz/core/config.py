@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
+from tinyserve_viz.core.compaction import COMPACTIONS
 from tinyserve_viz.core.errors import ConfigError
 
 MAX_LENGTH = 1_048_576  # tokens; the longest context that a trace may name (design §4)
@@ -38,6 +39,7 @@ class EngineConfig:
     selection: str = "paper"
     ratio_permille: int = 300
     hot_blocks: int = 0  # 0: a quarter of the pool
+    compaction: str = "off"  # unless set: intelligent where kernels run
     clock: str = "model"
     clock_base_us: int = 20_000
     clock_prefill_us: int = 20
@@ -61,6 +63,7 @@ class EngineConfig:
         _one_of("allocator", self.allocator, ALLOCATORS)
         _one_of("eviction", self.eviction, EVICTIONS)
         _one_of("selection", self.selection, SELECTIONS)
+        _one_of("compaction", self.compaction, COMPACTIONS)
         _one_of("clock", self.clock, CLOCKS)
 
 
@@ -72,6 +75,11 @@ class ModelConfig:
     num_heads: int = 8
     num_kv_heads: int = 2
     head_dim: int = 64
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of K and V of one token, fp16, all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * 2
 
     def __post_init__(self) -> None:
         for name, high in (("num_layers", 256), ("num_heads", 1024), ("num_kv_heads", 1024), ("head_dim", 1024)):

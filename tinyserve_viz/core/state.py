@@ -36,6 +36,7 @@ class CacheState:
     table, which is where it writes next (derived; meaningless while it holds none).
     `tables` int32 [slots][max_blocks], -1 = no block; beside it `causes` uint8: why a prompt block was a hit or a miss,
     and `history` int32: how often a selection kept the logical block.
+    `compacted_at` step of the last compaction that was weighed, -1: none.
     Hot region of eviction `seed`: blocks below `hot_size`; `hot_requests` and `hot_misses` of its window.
     Per hash [H]: `block_of_hash` the oldest block with that content or -1, `ever_cached`.
     """
@@ -47,6 +48,7 @@ class CacheState:
         "causes",
         "clock_bit",
         "clock_hand",
+        "compacted_at",
         "ctx",
         "ever_cached",
         "fill",
@@ -135,6 +137,7 @@ class CacheState:
         "hot_size",
         "hot_requests",
         "hot_misses",
+        "compacted_at",
     )
 
     def __init__(
@@ -184,6 +187,7 @@ class CacheState:
         self.num_used = null_blocks
         self.resident_tokens = self.step = self.time_us = self.has_forks = 0
         self.hot_size = self.hot_requests = self.hot_misses = 0
+        self.compacted_at = -1
         self.last_written: I32 = np.zeros(0, dtype=np.int32)
 
     ctx: I32

@@ -23,14 +23,15 @@ from numpy.typing import NDArray
 
 from tinyserve_viz.core import events as ev
 from tinyserve_viz.core.check import Violation
+from tinyserve_viz.core.compaction import RULES
 from tinyserve_viz.core.config import ContentConfig, EngineConfig, ModelConfig
 from tinyserve_viz.core.state import CacheState
+from tinyserve_viz.engine import compaction
 from tinyserve_viz.engine.content import Content
 from tinyserve_viz.engine.kernel_memory import POOLS, KernelMemory
 from tinyserve_viz.engine.useful_bytes import attention_bytes, scoring_bytes, write_bytes
 from tinyserve_viz.kernels.definition import KernelDef
 from tinyserve_viz.kernels.defs.cache_selection import paper_budget
-from tinyserve_viz.kernels.defs.intelligent_memory_compaction import METRICS, VERDICTS
 from tinyserve_viz.kernels.parameters import default
 from tinyserve_viz.kernels.session import Calls, Held, Session, Sizes, run_on_host_arrays
 
@@ -76,7 +77,7 @@ class KernelPipeline:
         if centres is not None:
             self._topics = {"centre": self.session.hold(centres[0]), "sink": self.session.hold(centres[1])}
         self._scale = float(np.float32(1) / np.sqrt(np.float32(model.head_dim)))
-        self._window, self._cooldown = default("adaptive.window"), 0
+        self._window, self._compaction = default("adaptive.window"), RULES.get(engine.compaction)
         self._verifying = self._verifies(state.step)
         self.memory.checking = self._verifying
 
@@ -444,39 +445,21 @@ class KernelPipeline:
 
     def plan_compaction(self) -> ev.CompactionPlanned | None:
         """When fragmentation passes its trigger and the last plan is long enough ago: which blocks move where."""
-        self._cooldown -= 1
-        if self._cooldown > 0:
+        rule = self._compaction
+        if rule is None or not compaction.due(self._state, rule):
             return None
-        used = self._state.ref > 0
-        num_live = int(np.count_nonzero(used))
-        top = len(used) - 1 - int(used[::-1].argmax())
-        if not num_live or (top + 1) * 1000 <= default("compaction.trigger") * num_live:
-            return None
-        self._cooldown = default("compaction.cooldown")
         self.memory.flush()
         held = self.memory.held
         outputs = self.session.call(
-            "intelligent_memory_compaction",
+            compaction.KERNEL,
             {"ref": held["ref"], "cached": held["cached"], "uses": held["freq"], "level": held["level"]},
-            21 * len(used),
+            21 * self._engine.num_blocks,
             max_moves=self._engine.num_blocks,
+            **compaction.scalars(rule),
         )
-        metrics, moves, num_moves = self.session.read(outputs["metrics"], outputs["moves"], outputs["num_moves"])
-        found = dict(zip(METRICS, metrics.tolist(), strict=True))
-        moves = moves[: int(num_moves[0])]
-        return ev.CompactionPlanned(
-            verdict=VERDICTS[found["verdict"]],
-            src=np.ascontiguousarray(moves[:, 0]),
-            dst=np.ascontiguousarray(moves[:, 1]),
-            live=found["live"],
-            movable=found["movable"],
-            pinned=found["pinned"],
-            planned=found["planned"],
-            top_before=found["max_live_before"],
-            top_after=found["max_live_after"],
-            frag_permille_before=found["frag_permille_before"],
-            frag_permille_after=found["frag_permille_after"],
-        )
+        names = ("metrics", "moves", "num_moves")
+        answer = self.session.read(*(outputs[name] for name in names))
+        return compaction.decided(dict(zip(names, answer, strict=True)))
 
     # ── end of the step ─────────────────────────────────────────────────────────────────────────────────────────
 

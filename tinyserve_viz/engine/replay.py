@@ -18,13 +18,16 @@ from numpy.typing import NDArray
 from tinyserve_viz.core import events as ev
 from tinyserve_viz.core import state as st
 from tinyserve_viz.core.apply import apply
+from tinyserve_viz.core.compaction import RULES as COMPACTION_RULES
 from tinyserve_viz.core.config import EngineConfig
 from tinyserve_viz.core.rules import EngineRules
 from tinyserve_viz.core.state import CacheState
 from tinyserve_viz.core.workload import ORPHANED, TAIL, Workload
+from tinyserve_viz.engine.compaction import plan_on_state
 from tinyserve_viz.engine.decode_set import DecodeSet
 from tinyserve_viz.engine.pipeline import KernelPipeline
 from tinyserve_viz.engine.seed_allocation import SeedBlockManager
+from tinyserve_viz.kernels.numpy_backend import NumpyBackend
 from tinyserve_viz.memory.block_manager import BlockManager, explain_prompt, tokens_per_class
 from tinyserve_viz.memory.reserving import ReservingManager
 
@@ -78,6 +81,7 @@ class Engine:
         self.total: ev.I32 = (workload.prompt_len + np.maximum(stored_outputs, 0))[request]
         self.reserve = config.num_blocks * config.watermark_permille // 1000 if rules.watermark else 0
         self.capacity = config.num_blocks - int(rules.null_block)
+        self.compaction = COMPACTION_RULES.get(config.compaction)
 
         self.next_arrival = 0
         self.waiting: deque[int] = deque()
@@ -705,6 +709,10 @@ class Engine:
         self.emit(ev.TokensWritten(plan.decoding, prefill_seqs, counts))
         if self.kernels is not None:
             self._run_kernels(self.kernels, plan.decoding)
+        elif self.compaction is not None:
+            planned = plan_on_state(self.state, self.compaction, NumpyBackend())
+            if planned is not None:
+                self.emit(planned)
         finished, decode_tokens, decode_slots = self._after_decode(plan.decoding)
         prefilled = self._after_prefill(prefill_seqs, counts) if len(prefill_seqs) else ev.EMPTY
         grown = prefilled.tolist()

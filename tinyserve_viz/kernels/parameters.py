@@ -8,7 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tinyserve_viz.core.compaction import CompactionRule
 from tinyserve_viz.core.errors import ConfigError
+
+_COMPACTION = CompactionRule()  # its numbers stand in core, where views that preview a compaction find them
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,27 +64,29 @@ PARAMETERS = (
     Parameter("hot.shrink_below", 100, 0, 1000, "per mille of hot requests that missed", "ours"),
     Parameter(
         "compaction.trigger",
-        1500,
+        _COMPACTION.trigger,
         1000,
         1 << 30,
         "per mille, (highest live id + 1) / live",
         "vllm-gaudi's defragmenter",
     ),
-    Parameter("compaction.min_moves", 4, 0, 1 << 20, "moves", "vllm-gaudi's defragmenter"),
-    Parameter("compaction.min_gain", 1, 1, 1 << 30, "ids that a move must come down by", "ours"),
+    Parameter("compaction.min_moves", _COMPACTION.min_moves, 0, 1 << 20, "moves", "vllm-gaudi's defragmenter"),
+    Parameter("compaction.min_gain", _COMPACTION.min_gain, 1, 1 << 30, "ids that a move must come down by", "ours"),
     Parameter(
         "compaction.payback",
-        1000,
+        _COMPACTION.payback,
         0,
         1 << 30,
         "per mille, ids released per move",
         "ours, against death by a thousand swaps",
     ),
-    Parameter("compaction.cooldown", 16, 0, 1 << 20, "steps", "ours, against death by a thousand swaps"),
-    Parameter("compaction.weight_uses", 1000, 0, 1 << 20, "per mille per use", "ours"),
-    Parameter("compaction.weight_level", 1000, 0, 1 << 20, "per mille per level", "ours"),
-    Parameter("compaction.weight_shared", 4000, 0, 1 << 20, "per mille if shared", "ours"),
-    Parameter("compaction.threshold", 2000, 0, 1 << 40, "per mille; lighter blocks may move", "ours"),
+    Parameter(
+        "compaction.cooldown", _COMPACTION.cooldown, 0, 1 << 20, "steps", "ours, against death by a thousand swaps"
+    ),
+    Parameter("compaction.weight_uses", _COMPACTION.weight_uses, 0, 1 << 20, "per mille per use", "ours"),
+    Parameter("compaction.weight_level", _COMPACTION.weight_level, 0, 1 << 20, "per mille per level", "ours"),
+    Parameter("compaction.weight_shared", _COMPACTION.weight_shared, 0, 1 << 20, "per mille if shared", "ours"),
+    Parameter("compaction.threshold", _COMPACTION.threshold, 0, 1 << 40, "per mille; lighter blocks may move", "ours"),
 )
 
 _BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tinyserve_viz.analysis.fragmentation import cost_in_words
 from tinyserve_viz.analysis.metrics import Metrics
+from tinyserve_viz.analysis.sentences import count, duration
 from tinyserve_viz.core.check import Violation
 from tinyserve_viz.core.config import as_dict
 from tinyserve_viz.core.state import CacheState
@@ -51,6 +53,7 @@ def summarize(outcome: Outcome) -> dict[str, Any]:
         "wall_s": round(outcome.wall_s, 6),
         "virtual_time_s": metrics.time_us / 1e6,
         **metrics.as_dict(outcome.state),
+        "compaction": metrics.compaction(header.model, origin.get("copy_bandwidth")),
         "selection": metrics.selection(),
         "kernels": metrics.kernels(),
         "invariants": {
@@ -116,6 +119,7 @@ def as_text(summary: dict[str, Any]) -> str:
             f"at the end: internal {_percent(frag['internal'])}, external {_percent(frag['external'])}, "
             f"{frag['num_free_runs']:,} runs of free blocks, longest {frag['longest_free_run']:,}",
         ),
+        ("compaction", _compaction_line(summary)),
         ("invariants", f"{checks['checked']:,} checked, {checks['violations']:,} violated"),
         ("digest", summary["digest"] or "none"),
     ]
@@ -130,6 +134,24 @@ def as_text(summary: dict[str, Any]) -> str:
         for v in checks["first_violations"]
     ]
     return "\n".join(text)
+
+
+def _compaction_line(summary: dict[str, Any]) -> str:
+    found = summary["compaction"]
+    cost = cost_in_words(summary["config"]["engine"]["allocator"])
+    if found["rule"] == "off":
+        return f"off; {cost}"
+    verdicts = ", ".join(f"{number} × {verdict}" for verdict, number in found["verdicts"].items())
+    text = f"{found['rule']}, {count(found['weighed'], 'plan')} weighed{f': {verdicts}' if verdicts else ''}"
+    if found["moves"]:
+        copy = found["copy_bandwidth"]
+        text += f"; {count(found['moves'], 'block')} moved, {found['bytes']:,} bytes"
+        if copy:
+            text += f", {duration(found['predicted_us'])} predicted by {copy['of']} at {copy['gb_per_s']:.1f} GB/s"
+        spent = [kernel for kernel in summary["kernels"] if kernel["name"] == "memory_compaction"]
+        title = "NumPy reference" if summary["backend"] == "numpy" else "measured"
+        text += "".join(f", {duration(kernel['total_us'])} taken ({title})" for kernel in spent)
+    return f"{text}; {cost}"
 
 
 def _selection_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
@@ -154,8 +176,7 @@ def _selection_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "levels",
-            f"{chosen['levels']['raised']:,} raised, {chosen['levels']['lowered']:,} lowered; "
-            f"{chosen['compactions']:,} compactions moved {summary['blocks']['compaction_moves']:,} blocks",
+            f"{chosen['levels']['raised']:,} raised, {chosen['levels']['lowered']:,} lowered",
         ),
         ("kernels", f"({title}) {sum(k['calls'] for k in kernels):,} calls; most time in {times}"),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyserve_viz.core.compaction import VERDICTS, CompactionRule, plan
 from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Scalar, Status
 from tinyserve_viz.kernels.parameters import default
 
@@ -12,7 +13,6 @@ METRICS = (
     "live", "free", "movable", "pinned", "max_live_before", "max_live_after",
     "frag_permille_before", "frag_permille_after", "planned", "verdict",
 )  # fmt: skip
-VERDICTS = ("moved", "not triggered", "too few moves", "does not pay back", "nothing to move")
 
 
 def reference(
@@ -35,58 +35,40 @@ def reference(
     min_gain: int,
     payback_permille: int,
 ) -> Status:
-    """Pair the k-th lowest hole with the k-th highest movable block while the move comes down by min_gain ids or more.
+    """`core.compaction.plan`, with its moves written out when the verdict is that they pay.
 
-    Live is ref > 0; movable is live and lighter than the threshold; a hole is neither referenced nor cached. So sources
-    and destinations are disjoint, and no pinned or cached block is overwritten. weight per mille = weight_uses·uses +
-    weight_level·level + weight_shared·[ref > 1]. The verdict (`VERDICTS`) says why a plan was dropped; `planned` still
-    counts its moves.
+    `planned` counts the moves of a plan that was dropped, too.
     """
-    live = ref > 0
-    heavy = np.int64(weight_uses) * uses + np.int64(weight_level) * level + np.int64(weight_shared) * (ref > 1)
-    weight[:] = np.where(live, heavy.astype(np.float32) / np.float32(1000), np.float32(0))
-    movable = live & (heavy < threshold_permille)
-    holes = np.flatnonzero(~live & (cached == 0))
-    movers = np.flatnonzero(movable)[::-1]
-    pairs = min(len(holes), len(movers), len(moves))
-    planned = int(np.sum(movers[:pairs] - holes[:pairs] >= min_gain))
-    num_live = int(live.sum())
-    top = int(np.flatnonzero(live)[-1]) if num_live else -1
-    moved = live.copy()
-    moved[movers[:planned]] = False
-    moved[holes[:planned]] = True
-    new_top = int(np.flatnonzero(moved)[-1]) if num_live else -1
-    frag = (top + 1) * 1000 // num_live if num_live else 0
-    if trigger_permille and frag <= trigger_permille:
-        verdict = 1
-    elif not planned:
-        verdict = 4
-    elif planned < min_moves:
-        verdict = 2
-    elif (top - new_top) * 1000 < payback_permille * planned:
-        verdict = 3
-    else:
-        verdict = 0
-    done = 0 if verdict else planned
+    rule = CompactionRule(
+        threshold=threshold_permille,
+        weight_uses=weight_uses,
+        weight_level=weight_level,
+        weight_shared=weight_shared,
+        trigger=trigger_permille,
+        min_moves=min_moves,
+        min_gain=min_gain,
+        payback=payback_permille,
+    )
+    found = plan(ref, cached, uses, level, rule, len(moves))
+    dropped = VERDICTS[found.verdict] != "moved"
+    done = 0 if dropped else len(found.src)
+    weight[:] = found.weight.astype(np.float32) / np.float32(1000)
     moves[:] = -1
-    moves[:done, 0], moves[:done, 1] = movers[:done], holes[:done]
+    moves[:done, 0], moves[:done, 1] = found.src[:done], found.dst[:done]
     num_moves[0] = done
     old_to_new[:] = np.arange(len(ref))
-    old_to_new[movers[:done]] = holes[:done]
-    top_after = top if verdict else new_top
-    frag_after = (top_after + 1) * 1000 // num_live if num_live else 0
-    num_movable = int(movable.sum())
+    old_to_new[found.src[:done]] = found.dst[:done]
     metrics[:] = (
-        num_live,
-        len(holes),
-        num_movable,
-        num_live - num_movable,
-        top,
-        top_after,
-        frag,
-        frag_after,
-        planned,
-        verdict,
+        found.live,
+        found.free,
+        found.movable,
+        found.pinned,
+        found.top_before,
+        found.top_before if dropped else found.top_after,
+        found.frag_permille_before,
+        found.frag_permille_before if dropped else found.frag_permille_after,
+        len(found.src),
+        found.verdict,
     )
     return Status.OK
 
