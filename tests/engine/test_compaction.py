@@ -16,6 +16,7 @@ from tinyserve_viz.cli.session import Settings, prepare, run_replay
 from tinyserve_viz.core import events as ev
 from tinyserve_viz.core.check import check
 from tinyserve_viz.core.compaction import RULES
+from tinyserve_viz.core.config import COMPACTIONS
 from tinyserve_viz.core.errors import ConfigError
 from tinyserve_viz.core.resources import data_folder
 from tinyserve_viz.engine.compaction import due, plan_on_state
@@ -200,3 +201,7 @@ def test_what_cannot_be_compacted_is_refused_in_one_line() -> None:
         prepare(trace, Settings(engine={"compaction": "plain", "allocator": "exact"}))
     with pytest.raises(ConfigError, match=r"^unknown compaction 'best'; known: intelligent, off, plain$"):
         prepare(trace, Settings(engine={"compaction": "best"}))
+
+
+def test_every_compaction_that_can_be_chosen_has_its_rule() -> None:
+    assert (*RULES, "off") == COMPACTIONS

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyserve_viz.cli.arguments import load_trace, whole_number
-from tinyserve_viz.core.compaction import COMPACTIONS
-from tinyserve_viz.core.config import ALLOCATORS, EVICTIONS, SELECTIONS
+from tinyserve_viz.core.config import ALLOCATORS, COMPACTIONS, EVICTIONS, SELECTIONS
 
 if TYPE_CHECKING:
     from tinyserve_viz.analysis.first_decision import DecisionKeys, DifferingDecision

@@ -48,8 +48,6 @@ RULES: dict[str, CompactionRule] = {
 }
 """By the name that `--compaction` takes. `plain` is the published unweighted kernel: every live block may move."""
 
-COMPACTIONS = (*RULES, "off")
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CompactionPlan:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
-from tinyserve_viz.core.compaction import COMPACTIONS
 from tinyserve_viz.core.errors import ConfigError
 
 MAX_LENGTH = 1_048_576  # tokens; the longest context that a trace may name (design §4)
 ALLOCATORS = ("paged", "contiguous", "pow2", "exact")
 EVICTIONS = ("lru", "fifo", "lfu", "clock", "seed")
 SELECTIONS = ("paper", "seed")
+COMPACTIONS = ("intelligent", "plain", "off")  # rules: core.compaction
 CONTENT_KINDS = ("topics", "iid", "npz")
 CLOCKS = ("model", "measured")
 
