@@ -22,3 +22,15 @@ def real_traces() -> Path:
     if not folder:
         pytest.skip("TINYSERVE_TRACES is unset: it names the folder of real traces (README, References)")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def quickstart_recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recording of traces/quickstart.json with all kernels on the NumPy reference; for reading only."""
+    from tinyserve_viz.cli.session import Settings, prepare, run_replay
+    from tinyserve_viz.core.resources import data_folder
+    from tinyserve_viz.trace import read_trace
+
+    path = tmp_path_factory.mktemp("recordings") / "quickstart.rec"
+    run_replay(prepare(read_trace(str(data_folder("traces") / "quickstart.json")), Settings(kernels="all")), path)
+    return path

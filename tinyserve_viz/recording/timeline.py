@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from tinyserve_viz.core.apply import apply
 from tinyserve_viz.core.errors import RecordingError, TinyserveError
 from tinyserve_viz.core.events import EVENT_TYPES, KIND_OF, Event, StepEnded
 from tinyserve_viz.core.state import CacheState
-from tinyserve_viz.recording.codec import decode_event
+from tinyserve_viz.recording.codec import decode_event, row_decoder
 from tinyserve_viz.recording.header import SCHEMA, Header
 from tinyserve_viz.recording.recorder import APPLICATION_ID
 from tinyserve_viz.recording.snapshot import restore
@@ -148,6 +149,24 @@ class Timeline:
         with self.reading():
             for index, step, kind, payload, observed in self._db.execute(query, (start, stop, *kinds)):
                 yield index, step, decode_event(kind, payload, observed)
+
+    def steps_of_kind(self, event_type: type[Event]) -> list[int]:
+        """The step of every event of one type, in order; nothing of them is decoded."""
+        with self.reading():
+            query = "SELECT step FROM events WHERE kind = ? ORDER BY idx"
+            return [step for (step,) in self._db.execute(query, (KIND_OF[event_type],))]
+
+    def rows_of_kind(self, event_type: type[Event]) -> tuple[list[int], list[tuple[Any, ...]]]:
+        """The step and the decision fields (`codec.row_decoder`) of every event of one type, in order."""
+        steps: list[int] = []
+        rows: list[tuple[Any, ...]] = []
+        decode = row_decoder(event_type)
+        with self.reading():
+            query = "SELECT step, payload FROM events WHERE kind = ? ORDER BY idx"
+            for step, payload in self._db.execute(query, (KIND_OF[event_type],)):
+                steps.append(step)
+                rows.append(decode(payload))
+        return steps, rows
 
     def seek(self, num_events: int) -> CacheState:
         """A fresh state after the first `num_events` events: the nearest snapshot, then forwards from there."""
