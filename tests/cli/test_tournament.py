@@ -74,6 +74,39 @@ def test_selections_stand_with_bytes_and_quality_and_seed_once_for_all_ratios(
     assert few["mass kept"] < many["mass kept"] <= 1
 
 
+def test_belady_keeps_more_than_any_policy_of_a_server_and_says_what_it_knew(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trace = str(data_folder("traces") / "prefix.json")
+    options = ["--eviction", "belady,lru,fifo,lfu,clock,seed", "--num-blocks", "200", "--quiet", "--json"]
+    assert main(["compare", trace, *options]) == 0
+    found = json.loads(capsys.readouterr().out)["configurations"]
+    rates = {entry["label"]: entry["metrics"]["prefix hit"] for entry in found}
+    assert rates["belady"] > max(rate for label, rate in rates.items() if label != "belady")
+    difference = found[1]["first_difference"]
+    assert "(block 193, never asked for again); next would be block 137 (next asked for by r24)" in (
+        difference["ours"]["text"]
+    )
+
+
+def test_belady_is_refused_by_replay_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", QUICKSTART, "--eviction", "belady", "--headless"]) == 2
+    assert capsys.readouterr().err == (
+        "tinyserve-viz: eviction 'belady' knows the rest of the trace, which no server does: "
+        "it can be had in compare and curve only\n"
+    )
+
+
+def test_what_no_other_selection_beats_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    found = compared(capsys, "--selection", "paper,seed", "--ratio", "0.1,0.5,1")["pareto"]
+    assert [point["label"] for point in found] == ["paper, 0.1", "paper, 0.5", "paper, 1", "seed"]
+    whole = found[2]
+    assert (whole["kept"], whole["read"]) == (pytest.approx(1, abs=1e-4), 1.0)
+    for point in found:
+        beaten = [p for p in found if p is not point and p["read"] <= point["read"] and p["kept"] >= point["kept"]]
+        assert point["on_front"] == (not beaten)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

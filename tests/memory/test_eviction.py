@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tinyserve_viz.analysis.sentences import BELADY_SHIFT
 from tinyserve_viz.core.events import EMPTY
-from tinyserve_viz.core.state import CacheState
+from tinyserve_viz.core.state import RUNNING, CacheState
 from tinyserve_viz.core.workload import Workload
-from tinyserve_viz.memory.policies.eviction import EVICTION
+from tinyserve_viz.memory.policies.eviction import EVICTION, belady
 
 NUM = 12
 
@@ -109,3 +110,45 @@ def test_choosing_changes_nothing(policy: str) -> None:
     before = state.copy()
     EVICTION[policy](state, 2)
     assert state.equals(before)
+
+
+def asked_for(*requests: list[int]) -> Workload:
+    """A workload whose requests ask for these contents, in this order."""
+    num = len(requests)
+    ones, minus, zeros = np.ones(num, dtype=np.int32), np.full(num, -1, dtype=np.int32), np.zeros(num, dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum([len(r) for r in requests])]).astype(np.int64)
+    flat = np.array([content for r in requests for content in r], dtype=np.int32)
+    seqs = np.arange(num, dtype=np.int32)
+    names = tuple(f"r{i}" for i in range(num))
+    columns = (zeros, ones * 16, ones, ones, minus, minus, zeros - 1, ones * 0)
+    return Workload(names, *columns, NUM, flat, offsets, seqs, seqs)
+
+
+def test_belady_gives_up_what_is_asked_for_again_last_and_ties_in_the_order_of_release() -> None:
+    workload = asked_for([0, 1], [2, 3], [1, 4], [0], [3])
+    state = CacheState(workload, NUM, 16)
+    state.status[:2] = RUNNING  # r0 and r1 were admitted; r2 asks for 1, r3 for 0, r4 for 3, nobody for 2
+    state.cached.push_back(np.array([5, 6, 7, 8], dtype=np.int32))
+    state.hash[[5, 6, 7, 8]] = [1, 0, 2, 3]
+    state.num_cached_free = 4
+    event = belady.policy_for(workload)(state, 3)
+    assert event.blocks.tolist() == [7, 8, 6]
+    assert (event.keys >> belady.NEXT_SHIFT).tolist() == [0, 1, 2]
+    assert (event.runner_up, event.runner_up_key >> belady.NEXT_SHIFT) == (5, 3)
+    state.hash[[5, 6, 7, 8]] = [2, 2, 3, 2]
+    assert belady.policy_for(workload)(state, 4).blocks.tolist() == [5, 6, 8, 7]
+
+
+@given(st.lists(st.lists(st.integers(0, NUM - 1), max_size=5, unique=True), min_size=1, max_size=8), st.data())
+def test_the_next_request_is_that_of_a_scan_wherever_one_asks(requests: list[list[int]], data: st.DataObject) -> None:
+    future = belady.Future(asked_for(*requests))
+    for position in data.draw(st.lists(st.integers(0, len(requests)), min_size=1, max_size=5)):
+        later = [
+            next((r for r in range(position, len(requests)) if content in requests[r]), len(requests))
+            for content in range(NUM)
+        ]
+        assert future.next_request(position).tolist() == later
+
+
+def test_the_sentence_reads_the_keys_of_belady_as_they_are_made() -> None:
+    assert BELADY_SHIFT == belady.NEXT_SHIFT

@@ -16,6 +16,7 @@ from tinyserve_viz.core.workload import MISS_CAUSES, Workload
 
 _NAMED = 3  # sequences or block ranges that a sentence names before it says how many more there are
 
+BELADY_SHIFT = 40  # of the keys of memory.policies.eviction.belady; a test compares them
 VICTIM_RULES = {"latest_arrived": "latest arrived", "last_running": "last in running order"}
 _PLACE_REASONS = (
     "free in its own region",
@@ -143,9 +144,14 @@ def _blocks_evicted(event: ev.BlocksEvicted, state: CacheState) -> str:
         "lfu": "least often used first",
         "clock": "first that the clock hand found without its bit",
         "seed": "where seed placed the new blocks",
+        "belady": "what the rest of the trace asks for last first",
     }.get(rule, f"policy {rule}")
 
     def key(block: int) -> str:
+        if rule == "belady":
+            ahead = int(event.keys[0] if block == first else event.runner_up_key) >> BELADY_SHIFT
+            ids = state.workload.request_ids
+            return f"next asked for by {ids[len(ids) - ahead]}" if ahead else "never asked for again"
         if rule == "lfu":
             return f"used {count(int(state.uses[block]), 'time')}"
         if rule == "fifo":

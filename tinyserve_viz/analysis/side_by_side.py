@@ -32,6 +32,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("decode use", ("utilization", "decode"), "percent", "Σ tokens / Σ slots reserved, over decoding sequences"),
     Metric("physical use", ("utilization", "physical"), "percent", "Σ distinct tokens / Σ slots of used blocks"),
     Metric("pool in use", ("utilization", "mean"), "percent", "mean share of the pool that is used"),
+    Metric("oracle found", ("selection", "hit_rates", "selection_recall"), "percent", "recall of the oracle's choice"),
+    Metric("bytes, of full", ("selection", "read_and_choose_share"), "percent", "bytes read and to choose / of full"),
     Metric("K/V read", ("selection", "read_share"), "percent", "tokens read by the selection / tokens held"),
     Metric("mass kept", ("selection", "retained_mass", "mean"), "share", "mean of exp(lse selected − lse of all)"),
     Metric("mass, worst", ("selection", "retained_mass", "min"), "share", "least of the same"),

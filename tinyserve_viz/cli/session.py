@@ -17,7 +17,7 @@ from tinyserve_viz import __version__
 from tinyserve_viz.analysis.metrics import Metrics
 from tinyserve_viz.core.apply import apply
 from tinyserve_viz.core.check import FULL_EVERY, StepChecker
-from tinyserve_viz.core.config import ContentConfig, EngineConfig, ModelConfig, with_overrides
+from tinyserve_viz.core.config import ORACLE_EVICTIONS, ContentConfig, EngineConfig, ModelConfig, with_overrides
 from tinyserve_viz.core.errors import ConfigError
 from tinyserve_viz.core.events import Event
 from tinyserve_viz.core.rules import profile as rules_of_profile
@@ -56,6 +56,7 @@ class Settings:
     check_every_step: bool = False
     kernels: str | None = None  # all, decisions, none; None: by the size of the trace
     attention: str = "all"
+    oracles: bool = False  # whether policies that know the whole trace may be had
 
 
 def prepare(trace: Trace, settings: Settings) -> Header:
@@ -68,6 +69,11 @@ def prepare(trace: Trace, settings: Settings) -> Header:
     if settings.arrivals not in ARRIVALS:
         raise ConfigError(f"unknown arrivals {settings.arrivals!r}; known: {', '.join(ARRIVALS)}")
     engine = with_overrides(EngineConfig(), {**trace.engine, **_given(settings.engine)})
+    if engine.eviction in ORACLE_EVICTIONS and not settings.oracles:
+        raise ConfigError(
+            f"eviction {engine.eviction!r} knows the rest of the trace, which no server does: "
+            "it can be had in compare and curve only"
+        )
     if settings.arrivals == "timed":
         engine = replace(engine, clock_base_us=10_000, clock_prefill_us=15, clock_decode_us=15)
     if engine.allocator != "paged":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyserve_viz.cli.arguments import load_trace, whole_number
-from tinyserve_viz.core.config import ALLOCATORS, COMPACTIONS, EVICTIONS, SELECTIONS
+from tinyserve_viz.core.config import ALLOCATORS, COMPACTIONS, EVICTIONS, ORACLE_EVICTIONS, SELECTIONS
 
 if TYPE_CHECKING:
     from tinyserve_viz.analysis.first_decision import DecisionKeys, DifferingDecision
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 FINDING = 1
 MOST = 64  # replays in one comparison
-NO_RATIO = ("seed",)  # selections with a budget of their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +68,10 @@ def _different(values: tuple[Any, ...], text: str) -> tuple[Any, ...]:
     return values
 
 
+_EVICTIONS = (*EVICTIONS, *ORACLE_EVICTIONS)
 AXES: tuple[Axis, ...] = (
     Axis("--allocator", "allocator", _names(ALLOCATORS, "allocator"), "A,…", f"of {', '.join(ALLOCATORS)}"),
-    Axis("--eviction", "eviction", _names(EVICTIONS, "eviction policy"), "P,…", f"of {', '.join(EVICTIONS)}"),
+    Axis("--eviction", "eviction", _names(_EVICTIONS, "eviction policy"), "P,…", f"of {', '.join(_EVICTIONS)}"),
     Axis("--selection", "selection", _names(SELECTIONS, "selection policy"), "P,…", f"of {', '.join(SELECTIONS)}"),
     Axis("--ratio", "ratio_permille", _shares, "R,…", "shares of the blocks that a selection may keep, 0.001 to 1"),
     Axis("--compaction", "compaction", _names(COMPACTIONS, "compaction"), "H,…", f"of {', '.join(COMPACTIONS)}"),
@@ -107,11 +107,13 @@ def given(args: argparse.Namespace) -> list[str]:
 
 def configurations(args: argparse.Namespace) -> list[Configuration]:
     """All combinations of the lists, the first values first; a selection without ratio stands once."""
+    from tinyserve_viz.analysis.pareto import NOT_BY_SHARE
+
     axes = [axis for axis in AXES if getattr(args, axis.name) is not None]
     found: dict[str, Configuration] = {}
     for values in itertools.product(*(getattr(args, axis.name) for axis in axes)):
         engine = {axis.field: value for axis, value in zip(axes, values, strict=True)}
-        if engine.get("selection") in NO_RATIO:
+        if engine.get("selection") in NOT_BY_SHARE:
             engine.pop("ratio_permille", None)
         varied = [axis for axis in axes if axis.field in engine and len(getattr(args, axis.name)) > 1]
         label = ", ".join(_label(axis, engine[axis.field]) for axis in varied or axes[:1])
@@ -125,8 +127,10 @@ def _label(axis: Axis, value: Any) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Replay every configuration, print the table and the differences from the first one."""
+    from tinyserve_viz.analysis.pareto import points
     from tinyserve_viz.analysis.side_by_side import as_dict
     from tinyserve_viz.cli.main import UsageError
+    from tinyserve_viz.core.config import as_dict as as_fields
     from tinyserve_viz.report.side_by_side import as_table, difference_lines
 
     if not given(args):
@@ -141,6 +145,8 @@ def run(args: argparse.Namespace) -> int:
     played = [_play(trace, configuration, args) for configuration in chosen]
     first = played[0]
     differences = [differing_decision(first, other) for other in played[1:]]
+    labels = [one.configuration.label for one in played]
+    kept = points(labels, [one.summary for one in played])
     if args.json:
         entries = [
             {
@@ -152,13 +158,18 @@ def run(args: argparse.Namespace) -> int:
             }
             for one, found in zip(played, [None, *differences], strict=True)
         ]
-        print(json.dumps({"schema": 1, "trace": first.summary["trace"], "configurations": entries}))
+        front = [as_fields(point) for point in kept]
+        print(
+            json.dumps({"schema": 1, "trace": first.summary["trace"], "configurations": entries, "pareto": front})
+        )
     else:
-        labels = [one.configuration.label for one in played]
         trace_line = f"{trace.name} ({trace.format}, {first.summary['trace']['num_requests']:,} requests)"
         print("\n".join([trace_line, "", *as_table(labels, [one.summary for one in played]), ""]))
         for label, found in zip(labels[1:], differences, strict=True):
             print("\n".join(difference_lines(found, labels[0], label)))
+        if len(kept) > 1:
+            best = ", ".join(point.label for point in kept if point.on_front)
+            print(f"\nno other keeps more attention mass while reading as little: {best}")
     return FINDING if args.fail_on_diff and any(found is not None for found in differences) else 0
 
 
@@ -177,6 +188,7 @@ def _play(trace: Trace, configuration: Configuration, args: argparse.Namespace) 
         profile=args.profile,
         arrivals=args.arrivals,
         kernels=args.kernels or ("all" if selects else "none"),
+        oracles=True,
         attention="query-aware",  # what was lost needs the dense form and the selected one, no other
     )
     header = prepare(trace, settings)

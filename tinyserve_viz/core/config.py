@@ -10,6 +10,7 @@ from tinyserve_viz.core.errors import ConfigError
 MAX_LENGTH = 1_048_576  # tokens; the longest context that a trace may name (design §4)
 ALLOCATORS = ("paged", "contiguous", "pow2", "exact")
 EVICTIONS = ("lru", "fifo", "lfu", "clock", "seed")
+ORACLE_EVICTIONS = ("belady",)  # know the trace: for comparisons, no server could have them
 SELECTIONS = ("paper", "seed")
 COMPACTIONS = ("intelligent", "plain", "off")  # rules: core.compaction
 CONTENT_KINDS = ("topics", "iid", "npz")
@@ -61,7 +62,7 @@ class EngineConfig:
         ):
             _in_range(self, name, low, high)
         _one_of("allocator", self.allocator, ALLOCATORS)
-        _one_of("eviction", self.eviction, EVICTIONS)
+        _one_of("eviction", self.eviction, EVICTIONS, ORACLE_EVICTIONS)
         _one_of("selection", self.selection, SELECTIONS)
         _one_of("compaction", self.compaction, COMPACTIONS)
         _one_of("clock", self.clock, CLOCKS)
@@ -127,6 +128,6 @@ def _in_range(config: Any, name: str, low: int, high: int) -> None:
         raise ConfigError(f"{name} is {value!r}, expected a whole number from {low} to {high}")
 
 
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
+def _one_of(name: str, value: str, known: tuple[str, ...], besides: tuple[str, ...] = ()) -> None:
+    if value not in known and value not in besides:
         raise ConfigError(f"unknown {name} {value!r}; known: {', '.join(sorted(known))}")

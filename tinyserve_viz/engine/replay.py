@@ -29,6 +29,7 @@ from tinyserve_viz.engine.pipeline import KernelPipeline
 from tinyserve_viz.engine.seed_allocation import SeedBlockManager
 from tinyserve_viz.kernels.numpy_backend import NumpyBackend
 from tinyserve_viz.memory.block_manager import BlockManager, explain_prompt, tokens_per_class
+from tinyserve_viz.memory.policies.eviction import belady
 from tinyserve_viz.memory.reserving import ReservingManager
 
 _ONES = np.ones(1024, dtype=np.int32)
@@ -69,9 +70,14 @@ class Engine:
             workload, config.num_blocks, config.block_size, int(rules.null_block), rules.free_order == "queue"
         )
         self.manager: BlockManager = (
-            SeedBlockManager(config.eviction, config.prefix_caching, rules, config.hot_blocks)
+            SeedBlockManager(config.eviction, config.prefix_caching, rules, hot_blocks=config.hot_blocks)
             if config.eviction == "seed"
-            else BlockManager(config.eviction, config.prefix_caching, rules)
+            else BlockManager(
+                config.eviction,
+                config.prefix_caching,
+                rules,
+                belady.policy_for(workload) if config.eviction == belady.NAME else None,
+            )
         )
         self.reserving = (
             None if config.allocator == "paged" else ReservingManager(config.allocator, config.max_model_len)

@@ -17,7 +17,7 @@ from tinyserve_viz.core.events import EMPTY, I32, U8, BlocksAllocated, BlocksCac
 from tinyserve_viz.core.rules import DEFAULT_RULES, EngineRules
 from tinyserve_viz.core.state import CacheState
 from tinyserve_viz.memory.policies.eviction import EVICTION
-from tinyserve_viz.memory.policies.eviction.victims import victims
+from tinyserve_viz.memory.policies.eviction.victims import EvictionPolicy, victims
 
 _FEW = 4  # a Python loop over so few scalars costs less than one call of NumPy
 
@@ -33,12 +33,17 @@ def _count_zeros(array: I32, blocks: I32) -> int:
 class BlockManager:
     """Parameters of the paged allocator; all state is in the `CacheState`.
 
-    `eviction` names a policy of `EVICTION`. With `prefix_caching` off nothing enters the index and nothing is found.
+    `eviction` names a policy of `EVICTION`, unless `oracle` is given: one that knows the trace. With `prefix_caching`
+    off nothing enters the index and nothing is found.
     """
 
     eviction: str = "lru"
     prefix_caching: bool = True
     rules: EngineRules = DEFAULT_RULES
+    oracle: EvictionPolicy | None = None
+
+    def _evict(self, state: CacheState, count: int) -> BlocksEvicted:
+        return (self.oracle or EVICTION[self.eviction])(state, count)
 
     def lookup(self, state: CacheState, hashes: I32, max_blocks: int) -> I32:
         """The longest run of cached blocks from the head of `hashes`, at most `max_blocks`; int32 [h]."""
@@ -70,12 +75,12 @@ class BlockManager:
         num_evicted = count - len(blocks)
         num_freed = len(blocks) - num_unused
         if num_evicted:
-            evicted = EVICTION[self.eviction](state, num_evicted)
+            evicted = self._evict(state, num_evicted)
             events.append(evicted)
             blocks = np.concatenate([blocks, evicted.blocks])
             runner_up = evicted.runner_up
         elif runner_up < 0 and state.cached.size:
-            runner_up = EVICTION[self.eviction](state, 1).blocks.item()
+            runner_up = self._evict(state, 1).blocks.item()
         return events, blocks, (num_unused, num_freed, num_evicted, runner_up)
 
     def _choose_from_queue(self, state: CacheState, count: int) -> tuple[list[Event], I32, tuple[int, int, int, int]]:
