@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyserve_viz.analysis.closeups import Levels, Selection, Work
+from tinyserve_viz.analysis.inspection import Scores
 from tinyserve_viz.analysis.sentences import count
 from tinyserve_viz.core.workload import MISS_CAUSES
 from tinyserve_viz.recording.header import Header
@@ -43,7 +45,8 @@ class SeqRow:
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """One logical block of the chosen sequence; `kept` is None where the step selected nothing for it."""
+    """One logical block of the chosen sequence. `kept` None: the step selected nothing for it; `score` (highest of the
+    heads) and `mass` (mean over them) None: not worked out."""
 
     logical: int
     physical: int
@@ -52,11 +55,16 @@ class TableRow:
     content: int
     cause: str
     kept: bool | None
+    score: float | None
+    mass: float | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
-    """The block table of the chosen sequence as arrays over its logical blocks; `row` gives one of them."""
+    """The block table of the chosen sequence as arrays over its logical blocks; `row` gives one of them.
+
+    `kept` bool [blocks] and `scores` are those of the last selection, which may have seen a block less.
+    """
 
     physical: NDArray[np.int32]
     ref: NDArray[np.int32]
@@ -65,7 +73,8 @@ class Table:
     block_size: int
     context: int
     prompt_len: int
-    kept: frozenset[int] | None
+    kept: NDArray[np.bool_] | None
+    scores: Scores | None = None
 
     def __len__(self) -> int:
         return len(self.physical)
@@ -73,6 +82,8 @@ class Table:
     def row(self, logical: int) -> TableRow:
         """The row of one logical block."""
         start = logical * self.block_size
+        seen = self.kept is not None and logical < len(self.kept)
+        scored = self.scores is not None and logical < self.scores.score.shape[1]
         return TableRow(
             logical=logical,
             physical=int(self.physical[logical]),
@@ -80,7 +91,9 @@ class Table:
             fill=max(0, min(self.block_size, self.context - start)),
             content=int(self.content[logical]),
             cause="generated" if start >= self.prompt_len else MISS_CAUSES[int(self.cause[logical])],
-            kept=None if self.kept is None else logical in self.kept,
+            kept=bool(self.kept[logical]) if self.kept is not None and seen else None,
+            score=float(self.scores.score[:, logical].max()) if self.scores is not None and scored else None,
+            mass=float(self.scores.mass[:, logical].mean()) if self.scores is not None and scored else None,
         )
 
     def logical_of(self, block: int) -> int:
@@ -115,17 +128,6 @@ class Memory:
     resident_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """How the chosen sequence was read in `step`: blocks kept by any head, mass kept over its query heads."""
-
-    step: int
-    policy: str
-    num_heads: int
-    kept: frozenset[int]
-    retained: tuple[float, float] | None
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
     """The picture after `position` events.
@@ -135,7 +137,8 @@ class Frame:
     `last_use` the step of its last allocation, hit or release. `looked_at` is one block (−1: none) whose every place
     in a block table is in `held_as`, as (sequence, logical block), the chosen sequence first.
     `touched` are the blocks that the last event names. `step` is that of the last event; `kernel_step` the step whose
-    kernels are listed (the last one that was timed).
+    kernels are listed (the last one that was timed). `level` protection and `freq` accesses by selections, per block.
+    `work`, `levels` and the scores of `selection` are there where they were asked for.
     """
 
     header: Header
@@ -165,6 +168,10 @@ class Frame:
     kernel_step: int
     selection: Selection | None
     said: tuple[Said, ...]
+    level: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+    freq: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+    work: Work | None = None
+    levels: Levels | None = None
 
     @property
     def num_blocks(self) -> int:

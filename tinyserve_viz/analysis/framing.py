@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyserve_viz.analysis.closeups import Selection, levels_of, selection_of, work_of
 from tinyserve_viz.analysis.fragmentation import fragmentation
-from tinyserve_viz.analysis.frame import CACHED, FREE, NULL, Frame, KernelRow, Memory, Said, Selection, SeqRow, Table
+from tinyserve_viz.analysis.frame import CACHED, FREE, NULL, Frame, KernelRow, Memory, Said, SeqRow, Table
+from tinyserve_viz.analysis.inspection import Inspector
 from tinyserve_viz.analysis.sentences import count, provenance_title
 from tinyserve_viz.core import events as ev
 from tinyserve_viz.core import state as st
@@ -19,6 +22,20 @@ _LISTED = (st.RUNNING, st.FORKED, st.PREEMPTED, st.WAITING)
 _MOST_WAITING = 50
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """How a frame is looked at: the sequence whose table is shown (None: the running one with the lowest number), the
+    block looked at (−1: the first that the last event names), the layer, and which close-ups are to be made."""
+
+    seq: int | None = None
+    block: int = -1
+    layer: int = 0
+    scores: bool = True
+    work: bool = False
+    levels: bool = False
+
+
+
 def build_frame(
     header: Header,
     state: CacheState,
@@ -27,20 +44,23 @@ def build_frame(
     complete: bool,
     recent: Sequence[tuple[int, ev.Event]],
     said: Sequence[Said],
-    chosen: int | None = None,
-    block: int = -1,
+    wanted: Wanted,
+    selected: tuple[int, ev.BlocksSelected, ev.I32] | None = None,
+    inspector: Inspector | None = None,
 ) -> Frame:
     """The frame of `state`, which stands at `position`; `recent` are (step, event) just before it, oldest first.
 
-    `chosen` is the sequence whose table is shown; None chooses the running one with the lowest number. `block` is the
-    one that is looked at; −1 takes the first that the last event names.
+    `selected` is the last selection of the wanted layer: its step, the event and its sequences' tokens at that moment.
     """
-    seq = _chosen(state, chosen)
+    seq, block = _chosen(state, wanted.seq), wanted.block
     touched = touched_blocks(recent[-1][1]) if recent else ev.EMPTY
     if block < 0 and len(touched):
         block = int(touched[0])
     step = recent[-1][0] if recent else 0
-    selection = _selection(recent, seq)
+    selection = None
+    if selected is not None:
+        scorer = inspector if wanted.scores else None
+        selection = selection_of(*selected, state, seq, header.model.num_layers, scorer)
     kernels, kernel_title, kernel_step = _kernels(recent)
     return Frame(
         header=header,
@@ -70,6 +90,10 @@ def build_frame(
         kernel_step=kernel_step,
         selection=selection,
         said=tuple(said),
+        level=state.level.copy(),
+        freq=state.freq.copy(),
+        work=work_of(*selected, inspector) if selected is not None and inspector is not None and wanted.work else None,
+        levels=levels_of(state, inspector.window) if inspector is not None and wanted.levels else None,
     )
 
 
@@ -164,7 +188,8 @@ def _table(state: CacheState, seq: int, selection: Selection | None) -> Table:
         block_size=state.block_size,
         context=int(state.ctx[seq]),
         prompt_len=int(state.workload.prompt_len[state.workload.request_of_seq[seq]]),
-        kept=None if selection is None else selection.kept,
+        kept=None if selection is None or selection.at < 0 else np.asarray(selection.chosen.any(axis=0)),
+        scores=None if selection is None else selection.scores,
     )
 
 
@@ -195,24 +220,6 @@ def _kernels(recent: Sequence[tuple[int, ev.Event]]) -> tuple[tuple[KernelRow, .
             rows.sort(key=lambda row: -row.total_us)
             return tuple(rows), provenance_title(event.provenance), step
     return (), "", -1
-
-
-def _selection(recent: Sequence[tuple[int, ev.Event]], seq: int) -> Selection | None:
-    for step, event in reversed(recent):
-        if isinstance(event, ev.BlocksSelected) and event.layer == 0:
-            places = np.flatnonzero(event.seqs == seq)
-            if not len(places):
-                return None
-            heads = event.num_heads
-            first = int(places[0]) * heads
-            ends = np.concatenate([[0], np.cumsum(event.counts)])
-            kept = event.selected[int(ends[first]) : int(ends[first + heads])]
-            mass = None
-            if len(event.retained):
-                per_seq = event.retained.reshape(len(event.seqs), -1)[int(places[0])]
-                mass = float(per_seq.mean()), float(per_seq.min())
-            return Selection(step, event.policy, heads, frozenset(kept.tolist()), mass)
-    return None
 
 
 def touched_blocks(event: ev.Event) -> NDArray[np.int32]:

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+from tinyserve_viz.cli.inspector import ContentInspector
 from tinyserve_viz.cli.session import run_replay
 from tinyserve_viz.core.errors import RecordingError, TinyserveError
 from tinyserve_viz.recording.header import Header
@@ -39,7 +40,7 @@ class _Replay(threading.Thread):
             self.error = error
 
 
-def watch_replay(header: Header, record: Path | None, force: bool, ascii_only: bool) -> None:
+def watch_replay(header: Header, record: Path | None, force: bool, ascii_only: bool, panel: str) -> None:
     """Replay `header` and show it live; the recording stays when the user named one.
 
     Raises:
@@ -57,7 +58,8 @@ def watch_replay(header: Header, record: Path | None, force: bool, ascii_only: b
     try:
         timeline = _first_sight(path, replay)
         try:
-            _show(Debugger(timeline, replay.is_alive, ascii_only))
+            inspector = ContentInspector(timeline.header)
+            _show(Debugger(timeline, replay.is_alive, ascii_only, inspector=inspector, panel=panel))
         finally:
             timeline.close()
             replay.stop.set()
@@ -87,10 +89,11 @@ def _first_sight(path: Path, replay: _Replay) -> Timeline:
             time.sleep(0.02)
 
 
-def watch_recording(path: Path, ascii_only: bool) -> None:
+def watch_recording(path: Path, ascii_only: bool, panel: str) -> None:
     """Show a finished (or interrupted) recording."""
     with Timeline(path) as timeline:
-        _show(Debugger(timeline, ascii_only=ascii_only))
+        inspector = ContentInspector(timeline.header)
+        _show(Debugger(timeline, ascii_only=ascii_only, inspector=inspector, panel=panel))
 
 
 def _show(app: Debugger) -> None:
@@ -100,14 +103,14 @@ def _show(app: Debugger) -> None:
         raise app.failure
 
 
-def picture(path: Path, output: Path, size: tuple[int, int], step: int | None) -> None:
-    """Write the screen at `step` (the end: None) of a recording as SVG, without a terminal."""
+def picture(path: Path, output: Path, size: tuple[int, int], step: int | None, panel: str) -> None:
+    """Write the screen at `step` (the end: None) of a recording, `panel` being the active one, without a terminal."""
     import asyncio
 
     async def draw() -> str:
         with Timeline(path) as timeline:
             start = timeline.num_events if step is None else timeline.first_event_of_step(step + 1)
-            app = Debugger(timeline, start=start)
+            app = Debugger(timeline, start=start, inspector=ContentInspector(timeline.header), panel=panel)
             async with app.run_test(size=size) as pilot:
                 app.read_all()
                 await pilot.pause()

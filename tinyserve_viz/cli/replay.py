@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from tinyserve_viz.cli.session import Settings
 
 FINDING = 1
+# In the order of their keys 1 … 9, 0; written out so that --help needs no TUI, and compared with it by a test.
+PANEL_NAMES = (
+    "blocks", "why", "sequences", "table", "memory", "kernels", "history", "selection", "balance", "upkeep",
+)  # fmt: skip
 
 _ENGINE_OPTIONS = (
     ("block-size", "tokens in a block"),
@@ -50,6 +54,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--size", type=_size, default=(120, 40), metavar="WxH", help="size of the screenshot (default 120x40)"
+    )
+    parser.add_argument(
+        "--panel", choices=PANEL_NAMES, default="blocks", help="panel that the TUI or the screenshot begins with"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     for name, what in _ENGINE_OPTIONS:
@@ -196,9 +203,9 @@ def _watch(args: argparse.Namespace, settings: Settings, recording: Path | None)
     from tinyserve_viz.cli.session import prepare
 
     if recording is not None:
-        watch_recording(recording, args.ascii)
+        watch_recording(recording, args.ascii, args.panel)
     else:
-        watch_replay(prepare(load_trace(args), settings), args.record, args.force, args.ascii)
+        watch_replay(prepare(load_trace(args), settings), args.record, args.force, args.ascii, args.panel)
     return 0
 
 
@@ -213,7 +220,7 @@ def _picture(args: argparse.Namespace, settings: Settings, recording: Path | Non
         path = recording or Path(scratch, "replay.rec")
         if recording is None:
             run_replay(prepare(load_trace(args), settings), path)
-        picture(path, args.screenshot, args.size, args.at)
+        picture(path, args.screenshot, args.size, args.at, args.panel)
     return 0
 
 

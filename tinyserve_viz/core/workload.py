@@ -22,8 +22,8 @@ class Workload:
     """Columns over requests [R] and over sequences [S]; times in µs, lengths in tokens, -1 for `none`.
 
     `hash_flat[hash_offsets[r] : hash_offsets[r + 1]]` are the dense content ids of the full blocks of request r, as
-    far as they are known; equal ids mean equal tokens *and* equal prefix. A workload read from a recording has none:
-    what was cached stands in the events.
+    far as they are known; equal ids mean equal tokens *and* equal prefix. A workload read from a recording has them
+    where kernels ran, whose content depends on them; what was cached stands in the events.
     """
 
     request_ids: tuple[str, ...]

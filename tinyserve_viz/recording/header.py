@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -50,24 +51,32 @@ class Header:
         }
         w = self.workload
         columns = {name: getattr(w, name) for name in _COLUMNS}
-        return {
+        rows = {
             "schema": str(SCHEMA).encode(),
             "settings": json.dumps(settings).encode(),
             "workload": encode_value({"ids": w.request_ids, "num_hashes": w.num_hashes, **columns}),
         }
+        if self.origin.get("kernels_run", "none") != "none":  # the content, which a view may make again, needs them
+            steps = np.diff(w.hash_flat, prepend=np.int32(0))  # mostly 1, so that little is left of them
+            counts = np.diff(w.hash_offsets).astype(np.int32)
+            rows["hashes"] = zlib.compress(encode_value({"counts": counts, "steps": steps}))
+        return rows
 
     @classmethod
     def from_rows(cls, rows: dict[str, bytes]) -> Header:
-        """The header again; raises KeyError, ValueError or TypeError when the rows are not one."""
+        """The header again; raises KeyError, ValueError, TypeError or zlib.error when the rows are not one."""
         settings = json.loads(rows["settings"])
         columns = decode_value(rows["workload"])
         first_seq, request_of_seq = sequences_of(columns["num_samples"])
-        num = len(columns["ids"])
+        counts, steps = np.zeros(len(columns["ids"]), dtype=np.int32), np.zeros(0, dtype=np.int32)
+        if "hashes" in rows:
+            hashes = decode_value(zlib.decompress(rows["hashes"]))
+            counts, steps = hashes["counts"], hashes["steps"]
         workload = Workload(
             request_ids=tuple(columns["ids"]),
             num_hashes=columns["num_hashes"],
-            hash_flat=np.zeros(0, dtype=np.int32),
-            hash_offsets=np.zeros(num + 1, dtype=np.int64),
+            hash_flat=np.cumsum(steps, dtype=np.int32),
+            hash_offsets=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
             first_seq=first_seq,
             request_of_seq=request_of_seq,
             **{name: columns[name] for name in _COLUMNS},

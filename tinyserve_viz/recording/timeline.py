@@ -86,7 +86,7 @@ class Timeline:
             raise RecordingError(f"{self.path}: recording has schema {schema}, this version reads up to {SCHEMA}")
         try:
             self.header = Header.from_rows(rows)
-        except (KeyError, ValueError, TypeError, TinyserveError) as error:
+        except (KeyError, ValueError, TypeError, zlib.error, TinyserveError) as error:
             raise RecordingError(f"{self.path}: damaged recording: header: {error}") from None
         self.digest: str | None = None
         self.summary = rows.get("summary")

@@ -23,11 +23,14 @@ from textual.screen import Screen
 from textual.widgets import Static
 
 from tinyserve_viz.analysis.breaks import Break, search
+from tinyserve_viz.analysis.framing import Wanted
 from tinyserve_viz.analysis.history import History, life_of_block
+from tinyserve_viz.analysis.inspection import Inspector
 from tinyserve_viz.core.errors import TinyserveError
 from tinyserve_viz.recording.timeline import Timeline
 from tinyserve_viz.tui import keys, look
 from tinyserve_viz.tui.arrange import MIN_HEIGHT, MIN_WIDTH, SIDE_PANELS, arrange
+from tinyserve_viz.tui.balance import BalancePanel
 from tinyserve_viz.tui.block_map import MODES, BlockMap
 from tinyserve_viz.tui.block_table import BlockTable
 from tinyserve_viz.tui.course import Course
@@ -37,11 +40,15 @@ from tinyserve_viz.tui.memory import Memory
 from tinyserve_viz.tui.panel import BlockChosen, Panel, PanelChosen, PositionChosen, SequenceChosen, View
 from tinyserve_viz.tui.places import BREAKS_HINT, NoSuchPlace, find_request, parse_breaks, parse_place
 from tinyserve_viz.tui.player import Player
+from tinyserve_viz.tui.selection import SelectionPanel
 from tinyserve_viz.tui.sequences import Sequences
 from tinyserve_viz.tui.strips import FooterLine, HeaderLine, TimelineStrip
+from tinyserve_viz.tui.upkeep import UpkeepPanel
 from tinyserve_viz.tui.why import Why
 
-PANELS: tuple[type[Panel], ...] = (BlockMap, Why, Sequences, BlockTable, Memory, Kernels, Course)
+PANELS: tuple[type[Panel], ...] = (
+    BlockMap, Why, Sequences, BlockTable, Memory, Kernels, Course, SelectionPanel, BalancePanel, UpkeepPanel,
+)  # fmt: skip
 LINES: tuple[type[Panel], ...] = (HeaderLine, TimelineStrip, FooterLine)
 
 _TICK_S = 0.1  # at most ten frames a second
@@ -86,15 +93,18 @@ class Debugger(App[None]):
         replaying: Callable[[], bool] = lambda: False,
         ascii_only: bool = False,
         start: int = 0,
+        inspector: Inspector | None = None,
+        panel: str = "blocks",
     ) -> None:
         super().__init__()
-        self._player, self._history, self._replaying = Player(timeline), History(), replaying
+        self._player, self._history, self._replaying = Player(timeline, inspector), History(), replaying
         self._ascii, self.position = ascii_only, start
         self._cursor, self._mode, self._zoomed = -1, 0, False
         self._playing, self._speed, self._ticks = False, 2, 0
-        self._panel, self._enlarged, self._notice = "blocks", False, ""
+        self._panel, self._enlarged, self._notice = panel, False, ""
         self._chosen: int | None = None
         self._breaks: tuple[Break, ...] = ()
+        self._layer = 0
         self._shown_size: Size | None = None  # the terminal's, which `size` tells a moment too late
         self.failure: TinyserveError | None = None
 
@@ -111,7 +121,6 @@ class Debugger(App[None]):
             for number in (signal.SIGTERM, signal.SIGHUP):  # leave as with q, with nothing left behind
                 asyncio.get_running_loop().add_signal_handler(number, self.exit)
         self._read_history(0.2)
-        self._draw()
         self._lay_out()
         self.set_interval(_TICK_S, self._tick)
 
@@ -121,7 +130,7 @@ class Debugger(App[None]):
         player = self._player
         self.position = max(0, min(self.position, player.num_events))
         try:
-            frame = player.frame(self.position, self._chosen, self._cursor)
+            frame = player.frame(self.position, self._wanted())
         except TinyserveError as error:
             self._fail(error)
             return
@@ -142,6 +151,18 @@ class Debugger(App[None]):
             if panel.display:
                 panel.show(self.view)
 
+    def _wanted(self) -> Wanted:
+        """What the panels on the screen need of a frame."""
+        shown = {panel.NAME for panel in self.screen_stack[0].query(Panel) if panel.display}
+        return Wanted(
+            seq=self._chosen,
+            block=self._cursor,
+            layer=self._layer,
+            scores=bool(shown & {"table", "selection"}),
+            work="balance" in shown,
+            levels="upkeep" in shown,
+        )
+
     def _fail(self, error: TinyserveError) -> None:
         """A damaged recording ends the application; its caller says why in one line."""
         self.failure = error
@@ -154,9 +175,13 @@ class Debugger(App[None]):
         kernels_ran = header.origin.get("kernels_run", "none") != "none"
         blocks = header.engine.num_blocks
         places = arrange(width, height, blocks, self._panel, self._zoomed, kernels_ran, self._enlarged)
+        before = {panel.NAME for panel in screen.query(Panel) if panel.display}
+        for panel in screen.query(Panel):
+            panel.display = panel.NAME in places
+        if before != set(places) or not hasattr(self, "view"):
+            self._draw()  # what is shown now may need more of the frame
         for panel in screen.query(Panel):
             place = places.get(panel.NAME)
-            panel.display = place is not None
             if place is not None:
                 panel.styles.offset = place[:2]
                 panel.styles.width, panel.styles.height = place[2:]
@@ -384,6 +409,12 @@ class Debugger(App[None]):
             order = ("blocks", *SIDE_PANELS)
             self._panel = order[(order.index(self._panel) + 1) % len(order)] if self._panel in order else order[0]
         self._lay_out()
+
+    def action_layer(self) -> None:
+        """Look at the next layer's selection."""
+        layers = self._player.timeline.header.model.num_layers
+        self._layer = (self._layer + 1) % layers
+        self._say(f"layer {self._layer} of {layers}" if layers > 1 else "this model has one layer")
 
     def action_inspect(self) -> None:
         """All about the chosen block, and its holder's block table."""

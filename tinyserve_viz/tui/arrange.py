@@ -8,7 +8,9 @@ MIN_WIDTH, MIN_HEIGHT = 60, 16
 Rect = tuple[int, int, int, int]  # x, y, width, height
 
 _VERY_WIDE = 170  # room for kernels, history and memory side by side
-SIDE_PANELS = ("sequences", "table", "memory", "kernels", "course")
+_VERY_HIGH = 50  # room for the selection under the block table
+SIDE_PANELS = ("sequences", "table", "memory", "kernels", "history", "selection", "balance", "upkeep")
+_TALL = ("selection", "balance", "upkeep")  # take the place of kernels and history, and more lines
 
 
 def arrange(
@@ -68,32 +70,51 @@ def _narrow(width: int, height: int, num_blocks: int, active: str, zoomed: bool)
 
 
 def _wide(width: int, height: int, num_blocks: int, active: str, zoomed: bool, kernels_ran: bool) -> dict[str, Rect]:
-    """The map and the reasons at the left, sequences and block table at the right, kernels and memory below."""
+    """The map and the reasons at the left, sequences and block table at the right, kernels and memory below; the
+    largest screens show the selection at the right too."""
     left = width * 55 // 100
     right = width - left
     body = height - 5  # header 2, timeline 2, footer 1
+    selecting = kernels_ran and width >= _VERY_WIDE and height >= _VERY_HIGH
+    below = _row_below(width, active, kernels_ran, selecting)
     bottom = max(9, min(14, body * 3 // 10))
+    if below[0][0] in _TALL:
+        bottom = max(bottom, min(20, body * 45 // 100))
     upper = body - bottom
     map_height = _map_height(num_blocks, left, upper - 7, zoomed, 4)
-    seq_height = max(6, upper * 2 // 5)
-    row: tuple[tuple[str, int], ...]
-    if kernels_ran and width >= _VERY_WIDE:
-        third = width * 42 // 100, width * 30 // 100
-        row = (("kernels", third[0]), ("course", third[1]), ("memory", width - sum(third)))
+    if selecting:
+        column = (("sequences", upper * 22 // 100), ("table", upper * 38 // 100), ("selection", upper))
     else:
-        course = active == "course" or not (kernels_ran or active == "kernels")
-        row = (("course" if course else "kernels", width * 60 // 100), ("memory", width - width * 60 // 100))
-    below, x = {}, 0
-    for name, place in row:
-        below[name] = (x, 2 + upper, place, bottom)
-        x += place
-    return {
+        column = (("sequences", max(6, upper * 2 // 5)), ("table", upper), ("", 0))
+    places: dict[str, Rect] = {
         "header": (0, 0, width, 2),
         "blocks": (0, 2, left, map_height),
         "why": (0, 2 + map_height, left, upper - map_height),
-        "sequences": (left, 2, right, seq_height),
-        "table": (left, 2 + seq_height, right, upper - seq_height),
-        **below,
         "timeline": (0, height - 3, width, 2),
         "footer": (0, height - 1, width, 1),
     }
+    y = 2
+    for name, lines in column:
+        if name:
+            places[name] = (left, y, right, min(lines, 2 + upper - y))
+            y += lines
+    x = 0
+    for place, (name, share) in enumerate(below):
+        columns = width - x if place == len(below) - 1 else width * share // 100
+        places[name] = (x, 2 + upper, columns, bottom)
+        x += columns
+    return places
+
+
+def _row_below(width: int, active: str, kernels_ran: bool, selecting: bool) -> tuple[tuple[str, int], ...]:
+    """Panels from left to right, each with its share of the width in per cent; the last takes what is left."""
+    swapped = active in _TALL and not (active == "selection" and selecting)
+    if width >= _VERY_WIDE:
+        if swapped:
+            return ((active, 50), ("kernels", 30), ("memory", 20))
+        if kernels_ran:
+            return (("kernels", 42), ("history", 30), ("memory", 28))
+    if swapped:
+        return ((active, 64), ("memory", 36))
+    history = active == "history" or not (kernels_ran or active == "kernels")
+    return (("history" if history else "kernels", 60), ("memory", 40))

@@ -16,7 +16,7 @@ _ROOM = 40  # places that a plot should have; with more of them another plot sta
 class Course(Panel):
     """Blocks used, sequences waiting, slots unfilled: one plot each, side by side as far as there is room."""
 
-    NAME = "course"
+    NAME = "history"
     TITLE = "7 history"
 
     def __init__(self) -> None:

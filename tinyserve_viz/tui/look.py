@@ -75,6 +75,11 @@ def ramp(share: float) -> Style:
     return Style(color=INK if place > 3 else "#f0f0f0", bgcolor=RAMP[place])
 
 
+def ramp_text(share: float) -> Style:
+    """The colour of `ramp` for signs on the plain ground; its dark end is too dark for that."""
+    return Style(color=RAMP[max(2, min(len(RAMP) - 1, round(share * (len(RAMP) - 1))))])
+
+
 def _shade(colour: str) -> str:
     parts = (int(colour[at : at + 2], 16) * 30 // 100 for at in (1, 3, 5))
     return "#" + "".join(f"{part:02x}" for part in parts)

@@ -11,7 +11,8 @@ from collections import OrderedDict
 import numpy as np
 
 from tinyserve_viz.analysis.frame import Frame, Said
-from tinyserve_viz.analysis.framing import build_frame
+from tinyserve_viz.analysis.framing import Wanted, build_frame
+from tinyserve_viz.analysis.inspection import Inspector
 from tinyserve_viz.analysis.sentences import sentence
 from tinyserve_viz.core import events as ev
 from tinyserve_viz.core.apply import apply
@@ -23,13 +24,14 @@ _LOOK_BACK = 160  # events among which the last kernels and selections are looke
 _GRID = 16  # events between kept states: applying so many takes about a millisecond
 _NEAR = 1024  # events; going forwards so far is cheaper than reading a snapshot
 _KEEP_BYTES = 96 << 20
+_PLAINLY = Wanted()
 
 
 class Player:
-    """Builds frames of `timeline`, which may still be growing."""
+    """Builds frames of `timeline`, which may still be growing; `inspector` works out what the events do not hold."""
 
-    def __init__(self, timeline: Timeline) -> None:
-        self.timeline = timeline
+    def __init__(self, timeline: Timeline, inspector: Inspector | None = None) -> None:
+        self.timeline, self._inspector = timeline, inspector
         self._kept: OrderedDict[int, CacheState] = OrderedDict()
         self._state_bytes = 0
 
@@ -38,20 +40,33 @@ class Player:
         """Events known so far."""
         return self.timeline.num_events
 
-    def frame(self, position: int, chosen: int | None = None, block: int = -1) -> Frame:
-        """The frame after the first `position` events, clamped to what there is, looking at a sequence and a block."""
+    def frame(self, position: int, wanted: Wanted = _PLAINLY) -> Frame:
+        """The frame after the first `position` events, clamped to what there is, with what is wanted of it."""
         timeline = self.timeline
         position = max(0, min(position, timeline.num_events))
-        first = max(0, position - _SAID)
-        state = self._state_at(first)
         recent = list(timeline.events(max(0, position - _LOOK_BACK), position))
-        said = []
+        last_steps = _of_last_steps(recent)
+        back = _to_selection(last_steps, wanted.layer)
+        first = max(0, position - max(_SAID, back))
+        state = self._state_at(first)
+        said, selected = [], None
         for index, (step, event) in enumerate(recent[len(recent) - (position - first) :], first):
-            said.append(Said(index, step, type(event).__name__, sentence(event, state)))
+            if index >= position - _SAID:
+                said.append(Said(index, step, type(event).__name__, sentence(event, state)))
+            if index == position - back and isinstance(event, ev.BlocksSelected):
+                selected = step, event, state.ctx[event.seqs]
             apply(state, event)
-        recent = _of_last_steps(recent)
         return build_frame(
-            timeline.header, state, position, timeline.num_events, timeline.complete, recent, said, chosen, block
+            timeline.header,
+            state,
+            position,
+            timeline.num_events,
+            timeline.complete,
+            last_steps,
+            said,
+            wanted,
+            selected,
+            self._inspector,
         )
 
     def _state_at(self, position: int) -> CacheState:
@@ -97,6 +112,14 @@ def _of_last_steps(recent: list[tuple[int, ev.Event]]) -> list[tuple[int, ev.Eve
         return recent
     last = recent[-1][0]
     return [(step, event) for step, event in recent if step >= last - 1]
+
+
+def _to_selection(recent: list[tuple[int, ev.Event]], layer: int) -> int:
+    """How many events ago `layer` last selected, 0 where it did not."""
+    for back, (_, event) in enumerate(reversed(recent), 1):
+        if isinstance(event, ev.BlocksSelected) and event.layer == layer:
+            return back
+    return 0
 
 
 def _bytes_of(state: CacheState) -> int:
