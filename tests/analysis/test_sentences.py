@@ -8,7 +8,9 @@ import pytest
 from tinyserve_viz.analysis.sentences import block_list, duration, sentence
 from tinyserve_viz.core import events as ev
 from tinyserve_viz.core import state as st
+from tinyserve_viz.core.apply import apply
 from tinyserve_viz.core.state import CacheState
+from tinyserve_viz.core.stream import StreamState
 from tinyserve_viz.core.workload import Workload, sequences_of
 
 
@@ -160,13 +162,50 @@ SAID = [
 ]  # fmt: skip
 
 
+def stream_state() -> StreamState:
+    """Of 6 numbers, 0 and 1 hold two copies of hash 255 (batches 3 and 8), 2 holds hash 7; 12 batches are over."""
+    made = StreamState(state().workload, 6, 16)
+    for batch, place in ((3, 0), (8, 1)):
+        made.step = batch
+        apply(made, ev.StreamStored(0, i32(place), i64(255), 0, 0, 0, 16))
+    apply(made, ev.StreamStored(0, i32(2), i64(7), 255, 1, 1, 16))
+    made.step = 12
+    return made
+
+
+def i64(*values: int) -> ev.I64:
+    return np.array(values, dtype=np.int64)
+
+
+SAID_OF_STREAMS: list[tuple[ev.Event, str]] = [
+    (ev.StreamStored(0, i32(3, 4), i64(-2, 7), 0, 0, 0, 16),
+     "stored 2 blocks as our blocks 3–4 (hash fffffffffffffffe first), the start of a prefix; "
+     "1 content of them now in one copy more; for which request is not told"),
+    (ev.StreamRemoved(0, i32(0), i64(255), 1),
+     "evicted 1 cached block, our block 0 (hash 00000000000000ff, stored 9 batches ago, 1 copy left)"),
+    (ev.StreamCleared(i32(0, 1, 2)), "the server cleared its whole prefix cache: 3 blocks gone"),
+    (ev.StreamGap(13, 1),
+     "gap: 1 batch missing (sequence 13); what it stored and removed is unknown, "
+     "so counts from here on are of what is seen"),
+    (ev.StreamUnknown("BlockMoved"),
+     "an event of unknown type 'BlockMoved': not applied, what it did is unknown"),
+    (ev.StreamBatchEnded(12, 2_500_000, 1, 2, 0, 4, 9),
+     "batch 12 ended, 2.500 s after the first: 1 stored, 2 evicted, 4 cleared; 9 blocks cached"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("event", "expected"), SAID_OF_STREAMS, ids=lambda value: type(value).__name__)
+def test_an_event_of_a_stream_is_said_in_words(event: ev.Event, expected: str) -> None:
+    assert sentence(event, stream_state()) == expected
+
+
 @pytest.mark.parametrize(("event", "expected"), SAID, ids=lambda value: type(value).__name__)
 def test_an_event_is_said_in_words(event: ev.Event, expected: str) -> None:
     assert sentence(event, state()) == expected
 
 
 def test_every_type_of_event_has_words() -> None:
-    assert {type(event) for event, _ in SAID} == set(ev.EVENT_TYPES)
+    assert {type(event) for event, _ in [*SAID, *SAID_OF_STREAMS]} == set(ev.EVENT_TYPES)
 
 
 def test_a_second_admission_names_the_tokens_to_recompute() -> None:

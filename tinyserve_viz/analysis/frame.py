@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from tinyserve_viz.analysis.closeups import Levels, Selection, Work
 from tinyserve_viz.analysis.inspection import Scores
-from tinyserve_viz.analysis.sentences import count
+from tinyserve_viz.analysis.sentences import count, hash_name
 from tinyserve_viz.core.workload import MISS_CAUSES
 from tinyserve_viz.recording.header import Header
 
 FREE, CACHED, NULL = -1, -2, -3  # owners of blocks that no sequence holds
+UNTOLD = -4  # owner of a cached block of a KV-event stream, which does not tell who holds it
 _NAMED = 3  # holders of a block that are named
 
 
@@ -128,6 +129,40 @@ class Memory:
     resident_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class ChainRow:
+    """One block of a stream's prefix: its logical place (−1: not told), our number, its hash, in how many copies the
+    cache has that, and the batch that stored it."""
+
+    depth: int
+    block: int
+    content: int
+    copies: int
+    batch: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamFacts:
+    """What a KV-event stream told so far: sums of blocks, `gaps` with `missing` batches, events of `unknown` types,
+    removals that match nothing stored; cached blocks by place; per block `hashes` int64 and `depths` int32; `chain` the
+    prefix that ends in the block looked at."""
+
+    sequence: int
+    batches: int
+    stored: int
+    removed: int
+    cleared: int
+    unmatched: int
+    gaps: int
+    missing: int
+    unknown: int
+    pool_given: bool
+    places: tuple[tuple[str, int], ...]
+    hashes: NDArray[np.int64]
+    depths: NDArray[np.int32]
+    chain: tuple[ChainRow, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
     """The picture after `position` events.
@@ -172,6 +207,7 @@ class Frame:
     freq: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
     work: Work | None = None
     levels: Levels | None = None
+    stream: StreamFacts | None = None
 
     @property
     def num_blocks(self) -> int:
@@ -190,6 +226,8 @@ class Frame:
     def describe_block(self, block: int) -> str:
         """A sentence about a block, for the place under the map: who holds it as what, and what is in it."""
         owner = int(self.owner[block])
+        if self.stream is not None:
+            return self._describe_untold(block, self.stream)
         if owner == NULL:
             return f"block {block}: the null block, never handed out"
         if owner == FREE:
@@ -201,6 +239,16 @@ class Frame:
         return (
             f"block {block}: {self.holders(block)}; ref {self.ref[block]}, "
             f"{self.fill[block]}/{self.block_size} tokens, gen {self.gen[block]}{index}{self._idle(block)}"
+        )
+
+    def _describe_untold(self, block: int, stream: StreamFacts) -> str:
+        if self.owner[block] == FREE:
+            return f"our number {block}: not in use, taken {count(int(self.gen[block]), 'time')} before"
+        depth = int(stream.depths[block])
+        place = f"logical block {depth:,} of its prefix" if depth >= 0 else "of a prefix that the stream does not show"
+        return (
+            f"our number {block}: hash {hash_name(int(stream.hashes[block]))}, {place}, "
+            f"{count(int(self.ref[block]), 'copy')} cached, stored in batch {self.last_use[block]}; holders unknown"
         )
 
     def holders(self, block: int) -> str:
@@ -218,6 +266,8 @@ class Frame:
     def facts_of_block(self, block: int) -> tuple[tuple[str, str], ...]:
         """All that is known of a block, as (name, value)."""
         owner = int(self.owner[block])
+        if self.stream is not None:
+            return self._told_of_block(block, self.stream)
         states = {FREE: "free", CACHED: "cached, no holder", NULL: "null block, never handed out"}
         logical = self.table.logical_of(block)
         return (
@@ -229,4 +279,19 @@ class Frame:
             ("content id", f"#{self.content[block]}" if self.content[block] >= 0 else "not in the prefix index"),
             ("steps since last use", f"{self.age[block]}"),
             ("times taken", f"{self.gen[block]}"),
+        )
+
+    def _told_of_block(self, block: int, stream: StreamFacts) -> tuple[tuple[str, str], ...]:
+        cached = self.owner[block] != FREE
+        content, depth = int(stream.hashes[block]), int(stream.depths[block])
+        return (
+            ("state", "cached" if cached else "not in use"),
+            ("block id, references", "the stream does not tell"),
+            ("requests that hold it", "the stream does not tell"),
+            ("hash", f"{hash_name(content)} = {content & (1 << 64) - 1}" if cached else "–"),
+            ("copies of that hash", f"{self.ref[block]}" if cached else "–"),
+            ("logical block", "–" if not cached else f"{depth}" if depth >= 0 else "not told"),
+            ("tokens", f"{self.fill[block]}" if cached else "–"),
+            ("stored in batch", f"{self.last_use[block]}" if cached else "–"),
+            ("our number taken", count(int(self.gen[block]), "time")),
         )

@@ -13,9 +13,11 @@ from tinyserve_viz.analysis.fragmentation import fragmentation
 from tinyserve_viz.analysis.frame import CACHED, FREE, NULL, Frame, KernelRow, Memory, Said, SeqRow, Table
 from tinyserve_viz.analysis.inspection import Inspector
 from tinyserve_viz.analysis.sentences import count, provenance_title
+from tinyserve_viz.analysis.stream_frame import build_stream_frame
 from tinyserve_viz.core import events as ev
 from tinyserve_viz.core import state as st
 from tinyserve_viz.core.state import CacheState
+from tinyserve_viz.core.stream import StreamState
 from tinyserve_viz.recording.header import Header
 
 _LISTED = (st.RUNNING, st.FORKED, st.PREEMPTED, st.WAITING)
@@ -56,6 +58,8 @@ def build_frame(
     touched = touched_blocks(recent[-1][1]) if recent else ev.EMPTY
     if block < 0 and len(touched):
         block = int(touched[0])
+    if isinstance(state, StreamState):
+        return build_stream_frame(header, state, position, num_events, complete, recent, said, touched, block)
     step = recent[-1][0] if recent else 0
     selection = None
     if selected is not None:
@@ -228,6 +232,10 @@ def touched_blocks(event: ev.Event) -> NDArray[np.int32]:
         return np.concatenate([event.src, event.dst])
     if isinstance(event, ev.SequenceAdmitted):
         return event.hits
+    if isinstance(event, ev.StreamRemoved):
+        return event.blocks[event.blocks >= 0]
+    if isinstance(event, ev.StreamStored | ev.StreamCleared):
+        return event.blocks
     if isinstance(event, ev.BlocksEvicted | ev.BlocksAllocated | ev.BlocksCached | ev.BlocksFreed):
         return event.blocks
     return ev.EMPTY

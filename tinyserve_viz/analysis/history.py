@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tinyserve_viz.analysis.sentences import hash_name
 from tinyserve_viz.core import events as ev
 from tinyserve_viz.recording.timeline import Timeline
 
@@ -18,10 +19,17 @@ MARKS: dict[type[ev.Event], str] = {
     ev.BlocksCopied: "C",
     ev.BlocksEvicted: "E",
 }
+STREAM_MARKS: dict[type[ev.Event], str] = {
+    ev.StreamGap: "G",
+    ev.StreamUnknown: "?",
+    ev.StreamCleared: "Z",
+    ev.StreamRemoved: "E",
+}
 """Where two fall together the earlier one in this order is shown."""
 
+STREAM_MARK_WORDS = {"G": "gap", "?": "unknown event", "Z": "cleared", "E": "evict"}
 MARK_WORDS = {"X": "reject", "P": "preempt", "K": "compact", "F": "fork", "C": "copy", "E": "evict"}
-MARK_RANK = {mark: rank for rank, mark in enumerate(MARKS.values())}
+MARK_RANK = {mark: rank for rank, mark in enumerate([*[m for m in MARKS.values() if m != "E"], *STREAM_MARKS.values()])}
 
 
 @dataclass(slots=True)
@@ -29,7 +37,8 @@ class History:
     """Columns over the steps read so far, and `marks` as (event index, letter). `add` takes events in order.
 
     `ends[i]` is the number of events after which step i is complete; `waste` the unfilled share of the used slots;
-    `kernel_us` the time of all kernels of the step (0 where none ran).
+    `kernel_us` the time of all kernels of the step (0 where none ran). Of a KV-event stream the steps are batches, with
+    `cached`, `stored` and `removed` blocks, and no column that the stream does not tell.
     """
 
     num_events: int = 0
@@ -41,6 +50,8 @@ class History:
     waiting: list[int] = field(default_factory=list)
     waste: list[float] = field(default_factory=list)
     kernel_us: list[float] = field(default_factory=list)
+    stored: list[int] = field(default_factory=list)
+    removed: list[int] = field(default_factory=list)
     marks: list[tuple[int, str]] = field(default_factory=list)
     _pending_us: float = 0.0
 
@@ -57,10 +68,16 @@ class History:
             self.kernel_us.append(self._pending_us)
             self._pending_us = 0.0
             self.ends.append(index + 1)
+        elif isinstance(event, ev.StreamBatchEnded):
+            self.time_us.append(event.time_us)
+            self.cached.append(event.cached)
+            self.stored.append(event.stored)
+            self.removed.append(event.removed + event.cleared)
+            self.ends.append(index + 1)
         elif isinstance(event, ev.KernelsTimed):
             self._pending_us += float(event.total_us.sum())
         else:
-            mark = MARKS.get(type(event))
+            mark = MARKS.get(type(event)) or STREAM_MARKS.get(type(event))
             if mark is not None and not (isinstance(event, ev.CompactionPlanned) and not len(event.src)):
                 self.marks.append((index, mark))
         self.num_events = index + 1
@@ -124,6 +141,12 @@ def about_block(event: ev.Event, block: int, name: Callable[[int], str]) -> list
             return [f"dropped by {', '.join(map(name, seqs))}"]
         case ev.BlocksEvicted() if block in event.blocks:
             return [f"evicted by {event.rule}, number {_place(event.blocks, block) + 1} of {len(event.blocks)}"]
+        case ev.StreamStored() if block in event.blocks:
+            return [f"our number for hash {hash_name(int(event.hashes[_place(event.blocks, block)]))}, just stored"]
+        case ev.StreamRemoved() if block in event.blocks:
+            return [f"hash {hash_name(int(event.hashes[_place(event.blocks, block)]))} evicted"]
+        case ev.StreamCleared() if block in event.blocks:
+            return ["cleared with the whole cache"]
         case ev.CompactionPlanned() if block in event.src:
             return [f"moved to block {event.dst[_place(event.src, block)]} by compaction"]
         case ev.CompactionPlanned() if block in event.dst:

@@ -12,6 +12,7 @@ import numpy as np
 
 from tinyserve_viz.core import events as ev
 from tinyserve_viz.core.state import CacheState
+from tinyserve_viz.core.stream import StreamState
 from tinyserve_viz.core.workload import MISS_CAUSES, Workload
 
 _NAMED = 3  # sequences or block ranges that a sentence names before it says how many more there are
@@ -72,8 +73,11 @@ def _listed(names: list[str]) -> str:
 
 
 def count(number: int, what: str) -> str:
-    """`1 block`, `1,204 blocks`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    """`1 block`, `1,204 blocks`, `3 batches`, `2 copies`."""
+    plural = what + ("es" if what.endswith("ch") else "s")
+    if what.endswith("copy"):
+        plural = what[:-1] + "ies"
+    return f"{number:,} {what if number == 1 else plural}"
 
 
 def _clock_jumped(event: ev.ClockJumped, _state: CacheState) -> str:
@@ -341,7 +345,74 @@ def _kernels_timed(event: ev.KernelsTimed, _state: CacheState) -> str:
     )
 
 
-_SENTENCES: dict[type[ev.Event], Callable[[Any, CacheState], str]] = {
+def hash_name(content: int) -> str:
+    """The 64 bits of a stream's block hash, in hexadecimal."""
+    return f"{content & (1 << 64) - 1:016x}"
+
+
+def _stream_stored(event: ev.StreamStored, state: StreamState) -> str:
+    number = len(event.blocks)
+    first = hash_name(int(event.hashes[0]))
+    what = f"stored {count(number, 'block')} as our {block_list(event.blocks)} (hash {first}{' first' * (number > 1)})"
+    if event.has_parent:
+        where = "" if event.depth < 0 else f", logical block {event.depth:,} of a prefix"
+        what += f" behind {hash_name(event.parent)}{where}"
+        what += ", which the stream has not shown" if event.depth < 0 else ""
+    else:
+        what += ", the start of a prefix"
+    cached = state.content[state.place == event.place]
+    copies = int(np.isin(event.hashes, cached).sum())
+    again = f"; {count(copies, 'content')} of them now in one copy more" if copies else ""
+    return f"{what}{again}; for which request is not told"
+
+
+def _stream_removed(event: ev.StreamRemoved, state: StreamState) -> str:
+    known = event.blocks[event.blocks >= 0]
+    parts = []
+    if len(known):
+        first = int(known[0])
+        left = len(state.copies_of(first)) - 1
+        copies = f", {count(left, 'copy')} left" if left else ""
+        age = state.step - int(state.last_use[first])
+        parts.append(
+            f"evicted {count(len(known), 'cached block')}, our {block_list(known)} "
+            f"(hash {hash_name(int(event.hashes[event.blocks >= 0][0]))}, stored {count(age, 'batch')} ago{copies})"
+        )
+    missing = len(event.blocks) - len(known)
+    if missing:
+        parts.append(f"removed {count(missing, 'block')} that this stream never showed being stored")
+    return "; ".join(parts)
+
+
+def _stream_cleared(event: ev.StreamCleared, _state: StreamState) -> str:
+    return f"the server cleared its whole prefix cache: {count(len(event.blocks), 'block')} gone"
+
+
+def _stream_gap(event: ev.StreamGap, _state: StreamState) -> str:
+    last = event.first + event.missing - 1
+    span = f"{event.first:,}" if event.missing == 1 else f"{event.first:,} to {last:,}"
+    return (
+        f"gap: {count(event.missing, 'batch')} missing (sequence {span}); "
+        f"what {'it' if event.missing == 1 else 'they'} stored and removed is unknown, "
+        "so counts from here on are of what is seen"
+    )
+
+
+def _stream_unknown(event: ev.StreamUnknown, _state: StreamState) -> str:
+    return f"an event of unknown type {event.name!r}: not applied, what it did is unknown"
+
+
+def _stream_batch_ended(event: ev.StreamBatchEnded, _state: StreamState) -> str:
+    parts = [f"{event.stored:,} stored", f"{event.removed:,} evicted"]
+    parts += [f"{event.cleared:,} cleared"] if event.cleared else []
+    parts += [f"{event.unmatched:,} removed unseen"] if event.unmatched else []
+    return (
+        f"batch {event.sequence:,} ended, {seconds(event.time_us)} after the first: {', '.join(parts)}; "
+        f"{count(event.cached, 'block')} cached"
+    )
+
+
+_SENTENCES: dict[type[ev.Event], Callable[[Any, Any], str]] = {
     ev.ClockJumped: _clock_jumped,
     ev.RequestsArrived: _requests_arrived,
     ev.RequestRejected: _request_rejected,
@@ -365,4 +436,10 @@ _SENTENCES: dict[type[ev.Event], Callable[[Any, CacheState], str]] = {
     ev.CompactionPlanned: _compaction_planned,
     ev.BlocksPlaced: _blocks_placed,
     ev.KernelsTimed: _kernels_timed,
+    ev.StreamStored: _stream_stored,
+    ev.StreamRemoved: _stream_removed,
+    ev.StreamCleared: _stream_cleared,
+    ev.StreamGap: _stream_gap,
+    ev.StreamUnknown: _stream_unknown,
+    ev.StreamBatchEnded: _stream_batch_ended,
 }

@@ -30,7 +30,9 @@ def add_trace_arguments(parser: argparse.ArgumentParser, positional: str = "trac
     """Add the trace file and `--format`, `--limit`, `--max-len`."""
     parser.add_argument(positional, metavar=positional.upper(), help="trace file, plain or .gz")
     parser.add_argument(
-        "--format", metavar="F", help="trace format instead of sniffing: azure, json, lengths, mooncake or tokens"
+        "--format",
+        metavar="F",
+        help="format instead of sniffing: azure, json, lengths, mooncake or tokens (import also: kv-events)",
     )
     parser.add_argument("--limit", type=whole_number(1), metavar="N", help="use the first N requests only")
     parser.add_argument(

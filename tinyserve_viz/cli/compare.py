@@ -83,6 +83,8 @@ def _two_recordings(args: argparse.Namespace) -> int:
 
     paths = [Path(args.trace), args.other]
     with Timeline(paths[0]) as ours, Timeline(paths[1]) as theirs:
+        for timeline in (ours, theirs):
+            timeline.expect_replay()
         summaries = [summarize_recording(timeline) for timeline in (ours, theirs)]
         found = compare_recordings(ours, theirs)
     labels = [str(path) for path in paths]
@@ -111,6 +113,7 @@ def _against_lines(args: argparse.Namespace) -> int:
         raise TraceError(f"{args.decisions}: {error.strerror}") from None
     written: list[bytes] = []
     with Timeline(Path(args.trace)) as timeline:
+        timeline.expect_replay()
         lines = DecisionLines(timeline.header.workload, timeline.header.engine.block_size, written.append)
         for step, event in timeline.events():
             lines.add(step, event)

@@ -119,6 +119,7 @@ def charts_of(file: Path, kind: str | None) -> tuple[list[Chart], list[str]]:
     if not recording:
         return _drawn(own, kind, BenchSource(file))
     with Timeline(file) as timeline:
+        timeline.expect_replay()
         return _drawn(own, kind, RunSource(timeline))
 
 

@@ -114,6 +114,7 @@ def run(args: argparse.Namespace) -> int:
     from tinyserve_viz.cli import session
     from tinyserve_viz.core.errors import RecordingError, TraceError
     from tinyserve_viz.recording.timeline import Timeline, is_recording
+    from tinyserve_viz.report.stream_summary import stream_as_text
     from tinyserve_viz.report.summary import as_text
 
     settings = settings_of(args)
@@ -137,7 +138,8 @@ def run(args: argparse.Namespace) -> int:
             summary = session.summarize_recording(timeline, settings.check_every_step)
     else:
         summary = _replay(args, settings)
-    print(json.dumps(summary) if args.json else as_text(summary))
+    in_words = stream_as_text if summary.get("kind") == "kv-events" else as_text
+    print(json.dumps(summary) if args.json else in_words(summary))
     mismatch = summary.get("complete") and not summary["digest_matches"]
     if mismatch:
         print(f"tinyserve-viz: {path}: the digest of the events is not the recorded one", file=sys.stderr)

@@ -15,6 +15,7 @@ import numpy as np
 
 from tinyserve_viz import __version__
 from tinyserve_viz.analysis.metrics import Metrics
+from tinyserve_viz.cli.import_stream import summarize_stream_recording
 from tinyserve_viz.core.apply import apply
 from tinyserve_viz.core.check import FULL_EVERY, StepChecker
 from tinyserve_viz.core.config import ORACLE_EVICTIONS, ContentConfig, EngineConfig, ModelConfig, with_overrides
@@ -200,6 +201,8 @@ def summarize_recording(timeline: Timeline, check_every_step: bool = False) -> d
 
     `wall_s` is that of the recorded replay when it is known, else the time of reading.
     """
+    if timeline.header.stream is not None:
+        return summarize_stream_recording(timeline)
     started = time.perf_counter()
     header = timeline.header
     state: CacheState = header.empty_state()

@@ -29,11 +29,14 @@ class Event:
     """Base of all events. One that is about a single request has it in a field `request`."""
 
     OBSERVED: ClassVar[tuple[str, ...]] = ()
+    WHOLE: ClassVar[bool] = False  # after it the recording may end: nothing of a step is under way
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClockJumped(Event):
     """Nothing ran, so simulated time went straight to `time_us`, the next arrival."""
+
+    WHOLE: ClassVar[bool] = True
 
     time_us: int
 
@@ -245,6 +248,8 @@ class StepEnded(Event):
     `peak_blocks` were used before the step's frees (baselines: the reserved slots in blocks, rounded up).
     """
 
+    WHOLE: ClassVar[bool] = True
+
     time_us: int
     num_prefill_tokens: int
     num_decoding: int
@@ -365,6 +370,80 @@ class KernelsTimed(Event):
     provenance: str
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamStored(Event):
+    """KV-event stream: the server keeps blocks with these contents from now on, one prefix after the other.
+
+    `hashes` int64 [k] are the low 64 bits of the server's own hashes. The stream names no block ids: `blocks` int32 [k]
+    are numbers of ours, the longest unused first. `place` counts the header's list of (medium, group). The first
+    follows the block `parent` (0 where `has_parent` is 0: it begins a prompt) as logical block `depth` (-1: its
+    prefix is not in the stream); each holds `tokens`.
+    """
+
+    place: int
+    blocks: I32
+    hashes: I64
+    parent: int
+    has_parent: int
+    depth: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamRemoved(Event):
+    """KV-event stream: one copy of each of `hashes` int64 [k] is gone; `blocks` int32 [k] says which of ours.
+
+    The oldest copy goes where there are several. -1: the stream has not shown it being stored. `told` events in a row
+    of the stream said so.
+    """
+
+    place: int
+    blocks: I32
+    hashes: I64
+    told: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamCleared(Event):
+    """KV-event stream: the server gave up its whole prefix cache; `blocks` int32 [k] were in it."""
+
+    blocks: I32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamGap(Event):
+    """KV-event stream: `missing` batches from sequence number `first` on are not in it; what they told is unknown."""
+
+    first: int
+    missing: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamUnknown(Event):
+    """KV-event stream: an event of a type `name` that this version does not know; what it did is not applied."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamBatchEnded(Event):
+    """KV-event stream: batch `sequence` is complete, `time_us` after the first one by the server's clock.
+
+    It stored, removed and cleared so many blocks; `unmatched` removals are of blocks never shown being stored. `cached`
+    blocks are known to be in the cache now.
+    """
+
+    WHOLE: ClassVar[bool] = True
+
+    sequence: int
+    time_us: int
+    stored: int
+    removed: int
+    unmatched: int
+    cleared: int
+    cached: int
+
+
 EVENT_TYPES: tuple[type[Event], ...] = (
     ClockJumped,
     RequestsArrived,
@@ -389,7 +468,16 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     CompactionPlanned,
     BlocksPlaced,
     KernelsTimed,
+    StreamStored,
+    StreamRemoved,
+    StreamCleared,
+    StreamGap,
+    StreamUnknown,
+    StreamBatchEnded,
 )
 """Position = the kind's number in a recording; new kinds go to the end."""
 
 KIND_OF: dict[type[Event], int] = {event_type: kind for kind, event_type in enumerate(EVENT_TYPES)}
+
+COUNTS_STEPS: frozenset[int] = frozenset((KIND_OF[StepEnded], KIND_OF[StreamBatchEnded]))
+"""Kinds after which the state stands one step further: a step of the engine, or a batch of a stream."""

@@ -6,6 +6,8 @@ stamps, counters and hands that they decide by are fields here, so a state taken
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -96,7 +98,7 @@ class CacheState:
         "workload",
     )
 
-    BLOCK_ARRAYS = (
+    BLOCK_ARRAYS: ClassVar[tuple[str, ...]] = (
         "ref",
         "hash",
         "fill",
@@ -124,7 +126,7 @@ class CacheState:
         "reserved_start",
         "reserved_len",
     )
-    SCALARS = (
+    SCALARS: ClassVar[tuple[str, ...]] = (
         "clock_hand",
         "insert_stamp",
         "num_cached_free",
@@ -235,10 +237,15 @@ class CacheState:
             self.history = np.concatenate([self.history, np.zeros((extra, width), dtype=np.int32)])
             self.slot_used = np.concatenate([self.slot_used, np.zeros(extra, dtype=np.bool_)])
 
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """All fields, those of a class that adds some included."""
+        return tuple(name for base in cls.__mro__ for name in getattr(base, "__slots__", ()))
+
     def copy(self) -> CacheState:
         """An independent state; `workload` is shared, it never changes."""
-        other = object.__new__(CacheState)
-        for name in self.__slots__:
+        other = object.__new__(type(self))
+        for name in self.names():
             value = getattr(self, name)
             setattr(other, name, value.copy() if isinstance(value, np.ndarray | BlockQueue) else value)
         if self.single_queue:

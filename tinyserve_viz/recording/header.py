@@ -12,6 +12,7 @@ import numpy as np
 from tinyserve_viz.core.config import ContentConfig, EngineConfig, ModelConfig, as_dict
 from tinyserve_viz.core.rules import EngineRules
 from tinyserve_viz.core.state import CacheState
+from tinyserve_viz.core.stream import StreamState
 from tinyserve_viz.core.workload import Workload, sequences_of
 from tinyserve_viz.recording.codec import decode_value, encode_value
 
@@ -30,8 +31,17 @@ class Header:
     workload: Workload
     origin: dict[str, Any]
 
+    @property
+    def stream(self) -> dict[str, Any] | None:
+        """Of a recorded KV-event stream: its `places` as (medium, group), `first_time_s`, whether the pool's size was
+        `given`. None for the replay of a trace."""
+        found: dict[str, Any] | None = self.origin.get("stream")
+        return found
+
     def empty_state(self) -> CacheState:
         """The state before the first event."""
+        if self.stream is not None:
+            return StreamState(self.workload, self.engine.num_blocks, self.engine.block_size)
         return CacheState(
             self.workload,
             self.engine.num_blocks,

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tinyserve_viz.core.errors import RecordingError
-from tinyserve_viz.core.events import KIND_OF, ClockJumped, Event, StepEnded
+from tinyserve_viz.core.events import EVENT_TYPES, Event
 from tinyserve_viz.core.state import CacheState
 from tinyserve_viz.recording.codec import digest_header, encode_event
 from tinyserve_viz.recording.header import Header
@@ -28,7 +28,7 @@ COMMIT_EVERY_S = 0.25
 SNAPSHOT_EVERY_EVENTS = 1024
 _BLOCKS_AN_EVENT = 128
 
-_STEP_KINDS = (KIND_OF[StepEnded], KIND_OF[ClockJumped])
+_STEP_KINDS = tuple(kind for kind, event_type in enumerate(EVENT_TYPES) if event_type.WHOLE)
 
 _TABLES = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
@@ -114,7 +114,7 @@ class Recorder:
         index = self.digest.num_events
         kind, request, payload, observed = self.digest.add(step, event)
         self._rows.append((index, step, kind, request, payload, observed))
-        if type(event) is StepEnded or type(event) is ClockJumped:
+        if event.WHOLE:
             self._step_done()
 
     def _step_done(self) -> None:

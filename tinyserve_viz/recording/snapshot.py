@@ -23,7 +23,7 @@ Arrays = dict[str, NDArray[Any]]
 
 def arrays_of(state: CacheState) -> Arrays:
     """Everything in a state that is not derived, as named vectors; views where possible."""
-    arrays: Arrays = {name: getattr(state, name) for name in (*CacheState.BLOCK_ARRAYS, *CacheState.SEQ_ARRAYS)}
+    arrays: Arrays = {name: getattr(state, name) for name in (*state.BLOCK_ARRAYS, *state.SEQ_ARRAYS)}
     arrays["free.pos"] = state.free.pos
     if not state.single_queue:
         arrays["cached.pos"] = state.cached.pos
@@ -35,7 +35,7 @@ def arrays_of(state: CacheState) -> Arrays:
     arrays["causes"] = state.causes[state.slot[live], :width].ravel()
     histories = [state.history[state.slot[seq], : state.num_held[seq]] for seq in live.tolist()]
     arrays["history"] = np.concatenate(histories) if histories else np.zeros(0, dtype=np.int32)
-    arrays["scalars"] = np.array([getattr(state, name) for name in CacheState.SCALARS], dtype=np.int64)
+    arrays["scalars"] = np.array([getattr(state, name) for name in state.SCALARS], dtype=np.int64)
     return arrays
 
 
@@ -108,12 +108,12 @@ def restore(empty: CacheState, full: bytes, delta: bytes | None) -> CacheState:
 
 
 def _fill(state: CacheState, arrays: Arrays) -> CacheState:
-    for name in (*CacheState.BLOCK_ARRAYS, *CacheState.SEQ_ARRAYS):
+    for name in (*state.BLOCK_ARRAYS, *state.SEQ_ARRAYS):
         getattr(state, name)[:] = arrays[name]
     state.free = BlockQueue.from_places(arrays["free.pos"].copy())
     state.cached = BlockQueue.from_places(arrays["cached.pos"].copy()) if "cached.pos" in arrays else state.free
     state.ever_cached[:] = np.unpackbits(arrays["ever_cached"], count=len(state.ever_cached)).astype(np.bool_)
-    for name, value in zip(CacheState.SCALARS, arrays["scalars"].tolist(), strict=True):
+    for name, value in zip(state.SCALARS, arrays["scalars"].tolist(), strict=True):
         setattr(state, name, value)
     live = np.flatnonzero(state.slot >= 0)
     if len(live):

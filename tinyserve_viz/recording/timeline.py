@@ -12,7 +12,7 @@ from typing import Any
 
 from tinyserve_viz.core.apply import apply
 from tinyserve_viz.core.errors import RecordingError, TinyserveError
-from tinyserve_viz.core.events import EVENT_TYPES, KIND_OF, Event, StepEnded
+from tinyserve_viz.core.events import COUNTS_STEPS, EVENT_TYPES, KIND_OF, Event
 from tinyserve_viz.core.state import CacheState
 from tinyserve_viz.recording.codec import decode_event, row_decoder
 from tinyserve_viz.recording.header import SCHEMA, Header
@@ -99,6 +99,17 @@ class Timeline:
             self.digest = None if row is None else row[0].decode()
         self.num_events = int(self._db.execute("SELECT COALESCE(MAX(idx) + 1, 0) FROM events").fetchone()[0])
         return self.num_events
+
+    def expect_replay(self) -> None:
+        """Refuse the recording of a KV-event stream where requests or the decisions of a scheduler are asked for.
+
+        Raises:
+            RecordingError: it is one.
+        """
+        if self.header.stream is not None:
+            raise RecordingError(
+                f"{self.path}: records a KV-event stream, which names no requests; expected the recording of a replay"
+            )
 
     @property
     def complete(self) -> bool:
@@ -204,7 +215,7 @@ class Timeline:
         if row is not None:
             return int(row[0])
         row = self._db.execute("SELECT step, kind FROM events ORDER BY idx DESC LIMIT 1").fetchone()
-        return 0 if row is None else int(row[0]) + (row[1] == KIND_OF[StepEnded])
+        return 0 if row is None else int(row[0]) + (row[1] in COUNTS_STEPS)
 
     def close(self) -> None:
         """Let the file go."""

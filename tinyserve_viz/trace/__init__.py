@@ -7,7 +7,7 @@ from types import ModuleType
 
 from tinyserve_viz.core.config import MAX_LENGTH
 from tinyserve_viz.core.errors import TraceError
-from tinyserve_viz.trace import azure, lengths, mooncake, native, tokens
+from tinyserve_viz.trace import azure, kv_events, lengths, mooncake, native, tokens
 from tinyserve_viz.trace.columns import RequestColumns, request_columns
 from tinyserve_viz.trace.hashing import BlockHashes, block_hashes, prefix_references
 from tinyserve_viz.trace.request import Request, Trace
@@ -47,6 +47,11 @@ def read_trace(
         raise TraceError(f"unknown trace format {show(format)}; known: {', '.join(sorted(known))}")
     if limit is not None and limit < 1:
         raise TraceError(f"limit is {limit}, expected 1 or more requests")
+    if format is None and kv_events.is_stream(path):
+        raise TraceError(
+            f"{path}: is a KV-event stream, which names no requests to replay; "
+            "make a recording of it: tinyserve-viz import STREAM -o FILE.rec"
+        )
     source = open_source(path)
     if format is None:
         head, name = source.data[:HEAD_BYTES], Path(path).name

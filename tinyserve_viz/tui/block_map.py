@@ -14,7 +14,7 @@ from rich.style import Style
 from rich.text import Text
 from textual import events as ui
 
-from tinyserve_viz.analysis.frame import CACHED, FREE, NULL, Frame
+from tinyserve_viz.analysis.frame import CACHED, FREE, NULL, UNTOLD, Frame
 from tinyserve_viz.tui import look
 from tinyserve_viz.tui.panel import BlockChosen, Panel, PanelChosen, View
 
@@ -144,15 +144,16 @@ def cells(frame: Frame, grid: Grid, mode: str) -> list[Cell]:
 
 def _cell(owner: int, whole: bool, ref: int, fill: int, age: int, size: int, mode: str, grid: Grid) -> Cell:
     wide = grid.cell > 1
-    if owner < 0:
+    if owner < 0 and not (owner == UNTOLD and mode != "owner"):
         glyph, style = {
             FREE: (look.GLYPH_FREE, look.FAINT),
             CACHED: (look.GLYPH_CACHED, look.CACHED_STYLE),
             NULL: (look.GLYPH_NULL, look.FAINT),
+            UNTOLD: (look.GLYPH_UNTOLD, look.UNTOLD_STYLE),
         }[owner]
         if owner == CACHED and mode == "age":
             return _figure(*_age(age), wide)
-        return ((glyph * 3 if wide and owner == CACHED else f"{glyph}  " if wide else glyph, style),)
+        return ((glyph * 3 if wide and owner in (CACHED, UNTOLD) else f"{glyph}  " if wide else glyph, style),)
     if mode == "references":
         return _figure(_short(ref), look.ramp(1.0 if ref > 8 else (ref.bit_length() * 2 - 1) / 7), wide)
     if mode == "filled":
@@ -186,7 +187,7 @@ def _age(age: int) -> tuple[str, Style]:
     return str(figure), look.ramp(1 - figure / 9)
 
 
-def legend(mode: str, grid: Grid, width: int, most: int = 1) -> list[Text]:
+def legend(mode: str, grid: Grid, width: int, most: int = 1, stream: bool = False) -> list[Text]:
     """What the signs mean, as much of it as fits in `most` lines; what is least clear by itself comes first."""
     wide, many = grid.cell > 1, grid.blocks > 1
     chip, shade = look.owner_chip(0), look.owner_shade(0)
@@ -198,7 +199,9 @@ def legend(mode: str, grid: Grid, width: int, most: int = 1) -> list[Text]:
                 f" = {grid.blocks} blocks",
             )
         )
-    if mode == "owner" and wide:
+    if mode == "owner" and stream:
+        pass  # nobody is known to hold anything
+    elif mode == "owner" and wide:
         items += [(("A ", chip), ("▄", shade), " holder, how full"), (("A2", chip), " 2 hold it")]
     elif mode == "owner":
         items += [
@@ -207,7 +210,8 @@ def legend(mode: str, grid: Grid, width: int, most: int = 1) -> list[Text]:
             (("2", chip), " most holders" if many else " 2 hold it"),
         ]
     elif mode == "references":
-        items += [(("1", look.ramp(1 / 7)), ("2", look.ramp(3 / 7)), ("4", look.ramp(5 / 7)), " holders, + over 9")]
+        what = " copies of its hash" if stream else " holders"
+        items += [(("1", look.ramp(1 / 7)), ("2", look.ramp(3 / 7)), ("4", look.ramp(5 / 7)), f"{what}, + over 9")]
     elif mode == "filled":
         items += [
             (
@@ -221,7 +225,7 @@ def legend(mode: str, grid: Grid, width: int, most: int = 1) -> list[Text]:
         items += [
             (
                 ("0", look.ramp(1)),
-                " used this step ",
+                " stored in this batch " if stream else " used this step ",
                 ("1", look.ramp(8 / 9)),
                 " one ago ",
                 ("3", look.ramp(6 / 9)),
@@ -232,10 +236,13 @@ def legend(mode: str, grid: Grid, width: int, most: int = 1) -> list[Text]:
                 " ≥256",
             )
         ]
-    items.append(
-        (((look.GLYPH_CACHED * (3 if wide else 1)), look.CACHED_STYLE), " cached" if many else " cached, no holder")
-    )
-    items.append(((look.GLYPH_FREE, look.FAINT), " free"))
+    if stream and mode == "owner":
+        items.append((((look.GLYPH_UNTOLD * (3 if wide else 1)), look.UNTOLD_STYLE), " cached, holders unknown"))
+    elif not stream:
+        items.append(
+            (((look.GLYPH_CACHED * (3 if wide else 1)), look.CACHED_STYLE), " cached" if many else " cached, no holder")
+        )
+    items.append(((look.GLYPH_FREE, look.FAINT), " number not in use" if stream else " free"))
     items.append((("A", _TOUCHED), " last event"))
     lines = [look.line()]
     for item in items:
@@ -260,6 +267,9 @@ class BlockMap(Panel):
     def title(self, view: View) -> str:
         frame = view.frame
         zoom = ", zoomed" if view.zoomed else ""
+        if frame.stream is not None:
+            mode = {"owner": "state", "references": "copies", "filled": "tokens"}.get(view.mode, view.mode)
+            return f"1 cached blocks · by {mode}{zoom} · numbers are ours: the stream tells no ids"
         return f"1 blocks · by {view.mode}{zoom} · {frame.num_blocks:,} blocks of {frame.block_size} tokens"
 
     def lines(self, view: View, width: int, height: int) -> list[Text]:
@@ -279,7 +289,7 @@ class BlockMap(Panel):
             text.append(f"{grid.first + start * grid.blocks:>{_LABEL - 1}} ", look.DIM)
             _append_cells(text, drawn[start : start + grid.per_row], start, grid, marked)
             found.append(text)
-        explained = legend(view.mode, grid, width, max(1, below - 2))
+        explained = legend(view.mode, grid, width, max(1, below - 2), frame.stream is not None)
         room = below - len(explained)
         if view.cursor >= 0:
             told, style = frame.describe_block(view.cursor), look.BOLD

@@ -8,6 +8,7 @@ from textual import events as ui
 from tinyserve_viz.analysis.frame import Table, TableRow
 from tinyserve_viz.tui import look
 from tinyserve_viz.tui.panel import BlockChosen, Panel, PanelChosen, View
+from tinyserve_viz.tui.stream import chain_lines
 
 
 class BlockTable(Panel):
@@ -18,12 +19,18 @@ class BlockTable(Panel):
     _shown: tuple[int, ...] = ()
 
     def title(self, view: View) -> str:
+        stream = view.frame.stream
+        if stream is not None:
+            number = view.frame.looked_at
+            return f"4 prefix that ends in our number {number}" if stream.chain else "4 prefix"
         return f"4 block table · {view.frame.chosen_line}"
 
     def lines(self, view: View, width: int, height: int) -> list[Text]:
         frame = view.frame
         table = frame.table
         self._shown = ()
+        if frame.stream is not None:
+            return chain_lines(frame.stream.chain, width, height)
         if not len(table):
             return [look.line((frame.chosen_line, look.DIM))]
         found = []

@@ -6,11 +6,16 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
+from tinyserve_viz.analysis.sentences import count
 from tinyserve_viz.tui import look
 from tinyserve_viz.tui.panel import Panel, View
 from tinyserve_viz.tui.plot import SMALLEST, plotted, thinned
 
 _ROOM = 40  # places that a plot should have; with more of them another plot stands beside it
+
+
+Chart = tuple[str, str, Sequence[float], float, look.Style]
+"""Name, what it says at the place where we are, its values, the top of its axis (0: the greatest value), its colour."""
 
 
 class Course(Panel):
@@ -26,7 +31,7 @@ class Course(Panel):
     def title(self, view: View) -> str:
         steps = len(view.history.ends)
         reading = "" if view.history.num_events >= view.frame.num_events else ", reading on"
-        return f"7 history · all {steps:,} steps{reading}"
+        return f"7 history · all {count(steps, 'step' if view.frame.stream is None else 'batch')}{reading}"
 
     def lines(self, view: View, width: int, height: int) -> list[Text]:
         history, frame = view.history, view.frame
@@ -36,15 +41,26 @@ class Course(Panel):
         # Position → step: `frame.step` is that of the last event, 0 before the first.
         at = min(frame.step, steps - 1)
         total = frame.num_blocks
-        charts: tuple[tuple[str, str, Sequence[float], float, look.Style], ...] = (
+        charts: tuple[Chart, ...]
+        if frame.stream is not None:
+            charts = (
+                ("cached", f"{history.cached[at]:,} blocks cached", history.cached, float(total), look.GOOD),
+                ("evicted", f"{history.removed[at]:,} blocks evicted", history.removed, 0.0, look.WARN),
+                ("stored", f"{history.stored[at]:,} blocks stored", history.stored, 0.0, look.owner_style(0)),
+            )
+            return self._side_by_side(charts, at, width, height, "batch")
+        charts = (
             ("used", f"{history.used[at]:,} of {total:,} blocks used", history.used, float(total), look.GOOD),
             ("waiting", f"{history.waiting[at]:,} sequences waiting", history.waiting, 0.0, look.BAD),
             ("running", f"{history.running[at]:,} sequences running", history.running, 0.0, look.owner_style(0)),
             ("waste", f"{100 * history.waste[at]:.1f} % of the used slots empty", history.waste, 0.0, look.WARN),
         )
+        return self._side_by_side(charts, at, width, height, "step")
+
+    def _side_by_side(self, charts: tuple[Chart, ...], at: int, width: int, height: int, step: str) -> list[Text]:
         number = max(1, min(len(charts), (width + 2) // (_ROOM + 2)))
         each = (width - 2 * (number - 1)) // number
-        drawn = [self._chart(chart, at, each, height) for chart in charts[:number]]
+        drawn = [self._chart(chart, at, each, height, step) for chart in charts[:number]]
         found = []
         for row in range(height):
             text = look.line()
@@ -55,11 +71,9 @@ class Course(Panel):
             found.append(text)
         return found
 
-    def _chart(
-        self, chart: tuple[str, str, Sequence[float], float, look.Style], at: int, width: int, height: int
-    ) -> list[Text]:
+    def _chart(self, chart: Chart, at: int, width: int, height: int, step: str) -> list[Text]:
         name, words, values, top, style = chart
-        head = look.line(("● ", style), (look.clip(f"step {at:,}: {words}", width - 2), look.PLAIN))
+        head = look.line(("● ", style), (look.clip(f"{step} {at:,}: {words}", width - 2), look.PLAIN))
         top = top or float(max(values))
         scale, unit = (100.0, " %") if name == "waste" else (1.0, "")
         if width < SMALLEST[0] or height - 1 < SMALLEST[1]:

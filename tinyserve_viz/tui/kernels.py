@@ -32,8 +32,12 @@ class Kernels(Panel):
     def lines(self, view: View, width: int, height: int) -> list[Text]:
         frame = view.frame
         if not frame.kernels:
-            ran = view.frame.header.origin.get("kernels_run", "none") != "none"
-            why = "no kernel has run yet" if ran else "this replay ran no kernels: blocks are counted, no K and V kept"
+            if frame.stream is not None:
+                why = "a KV-event stream: no kernels, no K and V, no times but those of the server's clock"
+            elif frame.header.origin.get("kernels_run", "none") != "none":
+                why = "no kernel has run yet"
+            else:
+                why = "this replay ran no kernels: blocks are counted, no K and V kept"
             return [look.line((text, look.DIM)) for text in look.wrap(why, width)]
         past = view.history.steps_before(frame.kernel_step + 1, _PLOT_STEPS)
         times = view.history.kernel_us[past]

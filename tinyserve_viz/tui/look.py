@@ -19,6 +19,7 @@ PLAIN = Style()
 BOLD = Style(bold=True)
 KEY = Style(color="#ffd75f", bold=True)
 CACHED_STYLE = Style(color="#a39a78", bgcolor="#25231c")
+UNTOLD_STYLE = Style(color="#56b4e9", bgcolor="#1a2a33")
 GOOD, WARN, BAD = Style(color="#2fb68c"), Style(color="#e69f00"), Style(color="#ff7b54")
 ACTIVE_BORDER, BORDER = "#ffd75f", "#4a4a4a"
 MARK_STYLES = {
@@ -28,9 +29,12 @@ MARK_STYLES = {
     "C": Style(color="#56b4e9"),
     "F": Style(color="#2fb68c"),
     "K": Style(color="#cc79a7", bold=True),
+    "G": Style(color="#ff7b54", bold=True, reverse=True),
+    "?": Style(color="#ff7b54", bold=True),
+    "Z": Style(color="#cc79a7", bold=True),
 }
 
-GLYPH_FREE, GLYPH_CACHED, GLYPH_NULL = "·", "░", "×"
+GLYPH_FREE, GLYPH_CACHED, GLYPH_NULL, GLYPH_UNTOLD = "·", "░", "×", "▒"
 LEVELS = "▁▂▃▄▅▆▇█"
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -39,6 +43,7 @@ _ASCII = str.maketrans(
     {"·": ".", "░": "%", "×": "x", "▁": "_", "▂": "_", "▃": "-", "▄": "-", "▅": "=", "▆": "=", "▇": "#", "█": "#"}
     | {"→": ">", "←": "<", "↑": "^", "↓": "v", "▸": ">", "▶": ">", "‖": "=", "‹": "<", "›": ">", "≤": "<", "≥": ">"}
     | {"├": "[", "┤": "]", "─": "-", "│": "|", "┬": "+", "┴": "+", "└": "+", "●": "o", "■": "#", "□": ".", "◆": "!"}
+    | {"▒": "#"}
     | {"–": "-", "—": "-", "…": "~", "µ": "u", "²": "2", "Σ": "+"}
     | dict.fromkeys(map(chr, range(0x2801, 0x2900)), "*")  # the dots of plots
 )

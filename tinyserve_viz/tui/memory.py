@@ -7,6 +7,7 @@ from rich.text import Text
 
 from tinyserve_viz.tui import look
 from tinyserve_viz.tui.panel import Panel, View
+from tinyserve_viz.tui.stream import occupancy_lines
 
 
 class Memory(Panel):
@@ -17,10 +18,14 @@ class Memory(Panel):
 
     def title(self, view: View) -> str:
         frame = view.frame
+        if frame.stream is not None:
+            return f"5 memory · {frame.memory.cached:,} blocks cached"
         return f"5 memory · {frame.memory.free:,} of {frame.num_blocks:,} blocks free"
 
     def lines(self, view: View, width: int, height: int) -> list[Text]:
         frame, memory = view.frame, view.frame.memory
+        if frame.stream is not None:
+            return occupancy_lines(view, frame.stream, width, height)
         total = frame.num_blocks
         room = max(4, min(30, width - 24))
 

@@ -46,6 +46,8 @@ def find_request(text: str, workload: Workload) -> tuple[int, str]:
         NoSuchPlace: no request is called so.
     """
     names = workload.request_ids
+    if not names:
+        raise NoSuchPlace("no request is known: a KV-event stream names none")
     found = [i for i, name in enumerate(names) if name == text] or [
         i for i, name in enumerate(names) if name.startswith(text)
     ]

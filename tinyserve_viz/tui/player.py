@@ -123,6 +123,6 @@ def _to_selection(recent: list[tuple[int, ev.Event]], layer: int) -> int:
 
 
 def _bytes_of(state: CacheState) -> int:
-    arrays = (getattr(state, name) for name in state.__slots__)
+    arrays = (getattr(state, name) for name in state.names())
     size = sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
     return size + 2 * (state.free.ring.nbytes + state.free.pos.nbytes)

@@ -8,6 +8,7 @@ from textual import events as ui
 from tinyserve_viz.analysis.frame import SeqRow
 from tinyserve_viz.tui import look
 from tinyserve_viz.tui.panel import Panel, PanelChosen, SequenceChosen, View
+from tinyserve_viz.tui.stream import told_lines
 
 _PHASE_STYLES = {"prefill": look.WARN, "decode": look.GOOD, "preempted": look.BAD}
 
@@ -20,11 +21,15 @@ class Sequences(Panel):
     _first, _shown = 0, 0
 
     def title(self, view: View) -> str:
+        if view.frame.stream is not None:
+            return "3 sequences · unknown"
         rows = view.frame.sequences
         running = sum(row.status == "running" for row in rows)
         return f"3 sequences · {running} running, {view.frame.num_waiting} waiting"
 
     def lines(self, view: View, width: int, height: int) -> list[Text]:
+        if view.frame.stream is not None:
+            return told_lines(view.frame.stream, width)
         rows = view.frame.sequences
         if not rows:
             return [look.line(("no sequence is alive", look.DIM))]

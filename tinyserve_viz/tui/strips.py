@@ -6,7 +6,7 @@ from rich.style import Style
 from rich.text import Text
 from textual import events as ui
 
-from tinyserve_viz.analysis.history import MARK_WORDS, strip_of_marks
+from tinyserve_viz.analysis.history import MARK_WORDS, STREAM_MARK_WORDS, strip_of_marks
 from tinyserve_viz.analysis.sentences import seconds
 from tinyserve_viz.tui import look
 from tinyserve_viz.tui.panel import Panel, PositionChosen, View
@@ -27,6 +27,15 @@ STAGES = (
     ("end", ("KernelsTimed", "StepEnded")),
 )
 
+STREAM_STAGES = (
+    ("gap", ("StreamGap",)),
+    ("stored", ("StreamStored",)),
+    ("evicted", ("StreamRemoved",)),
+    ("cleared", ("StreamCleared",)),
+    ("unknown", ("StreamUnknown",)),
+    ("end", ("StreamBatchEnded",)),
+)
+
 
 class HeaderLine(Panel):
     """What is replayed, and where in it we are; with room, the stage of the step that the last event belongs to."""
@@ -38,16 +47,19 @@ class HeaderLine(Panel):
         frame = view.frame
         engine, model = frame.header.engine, frame.header.model
         more = "…" if view.replaying else ""
-        where = f"step {frame.step:,} · event {frame.position:,}/{frame.num_events:,}{more}"
+        step = "step" if frame.stream is None else "batch"
+        where = f"{step} {frame.step:,} · event {frame.position:,}/{frame.num_events:,}{more}"
         where += f" · t {seconds(frame.time_us)}"
         state = f"▶ {view.speed}" if view.playing else "‖ paused"
         state += f" ◆{len(view.breaks)}" if view.breaks else ""
         name = frame.header.origin["trace"]["name"]
-        what = (
+        what: tuple[str, ...] = (
             f"{engine.allocator} {engine.eviction} {engine.num_blocks:,} × {engine.block_size}",
             f"profile {frame.header.origin['profile']}",
             f"{model.num_heads}/{model.num_kv_heads} heads × {model.head_dim}",
         )
+        if frame.stream is not None:
+            what = ("KV-event stream", "requests unknown", f"blocks of {engine.block_size}")
         room = width - len(where) - len(state) - 4
         left = look.clip(name, max(8, room))
         about = ""
@@ -66,8 +78,9 @@ class HeaderLine(Panel):
 
 def _stages(view: View, width: int) -> Text:
     kind = view.frame.said[-1].kind if view.frame.said else ""
-    text = look.line(("in a step: ", look.FAINT))
-    for place, (name, kinds) in enumerate(STAGES):
+    stream = view.frame.stream is not None
+    text = look.line(("in a batch: " if stream else "in a step: ", look.FAINT))
+    for place, (name, kinds) in enumerate(STREAM_STAGES if stream else STAGES):
         if place:
             text.append(" › ", look.FAINT)
         current = kind in kinds
@@ -99,7 +112,7 @@ class TimelineStrip(Panel):
         found = [text]
         if height > 1:
             legend = look.line((" ● you are here", look.KEY))
-            for mark, word in MARK_WORDS.items():
+            for mark, word in (MARK_WORDS if frame.stream is None else STREAM_MARK_WORDS).items():
                 legend.append("   ")
                 legend.append(mark, look.MARK_STYLES[mark])
                 legend.append(f" {word}", look.DIM)

@@ -21,7 +21,8 @@ class Why(Panel):
 
     def title(self, view: View) -> str:
         said = view.frame.said
-        return f"2 why · event {said[-1].index + 1:,} of step {said[-1].step:,}: {said[-1].kind}" if said else "2 why"
+        step = "step" if view.frame.stream is None else "batch"
+        return f"2 why · event {said[-1].index + 1:,} of {step} {said[-1].step:,}: {said[-1].kind}" if said else "2 why"
 
     def lines(self, view: View, width: int, height: int) -> list[Text]:
         if not view.frame.said:
