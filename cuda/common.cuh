@@ -65,22 +65,39 @@ __device__ __forceinline__ void coalesced_load(const half* source, half* target,
 __device__ __forceinline__ int64_t block_exclusive_scan(int64_t value, int64_t* total) {
     __shared__ int64_t warp_sum[WARP_SIZE];
     const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE;
-    int64_t sum = value;
-    for (int width = 1; width < WARP_SIZE; width *= 2) {
-        const int64_t before = __shfl_up_sync(FULL_WARP, sum, width);
-        if (lane >= width) sum += before;
-    }
+    const auto inclusive = [&](int64_t sum) {
+        for (int width = 1; width < WARP_SIZE; width *= 2) {
+            const int64_t before = __shfl_up_sync(FULL_WARP, sum, width);
+            if (lane >= width) sum += before;
+        }
+        return sum;
+    };
+    const int64_t sum = inclusive(value);
     __syncthreads();  // warp_sum may still be read from the call before
     if (lane == WARP_SIZE - 1) warp_sum[warp] = sum;
     __syncthreads();
-    const int warps = blockDim.x / WARP_SIZE;
-    int64_t earlier = 0, all = 0;
-    for (int i = 0; i < warps; ++i) {
-        if (i == warp) earlier = all;
-        all += warp_sum[i];
+    const int64_t sums = inclusive(lane < blockDim.x / WARP_SIZE ? warp_sum[lane] : 0);  // every warp scans them all
+    *total = __shfl_sync(FULL_WARP, sums, WARP_SIZE - 1);
+    const int64_t earlier = __shfl_sync(FULL_WARP, sums, max(warp - 1, 0));
+    return (warp ? earlier : 0) + sum - value;
+}
+
+// Threads before this one whose flag is set, in thread order, and of all threads in `total`. Every thread must call it.
+__device__ __forceinline__ int block_rank(bool flag, int* total) {
+    __shared__ int warp_count[WARP_SIZE];
+    const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE;
+    const unsigned set = __ballot_sync(FULL_WARP, flag);
+    __syncthreads();  // warp_count may still be read from the call before
+    if (lane == 0) warp_count[warp] = __popc(set);
+    __syncthreads();
+    int sum = lane < blockDim.x / WARP_SIZE ? warp_count[lane] : 0;
+    for (int width = 1; width < WARP_SIZE; width *= 2) {
+        const int before = __shfl_up_sync(FULL_WARP, sum, width);
+        if (lane >= width) sum += before;
     }
-    *total = all;
-    return earlier + sum - value;
+    *total = __shfl_sync(FULL_WARP, sum, WARP_SIZE - 1);
+    const int earlier = __shfl_sync(FULL_WARP, sum, max(warp - 1, 0));
+    return (warp ? earlier : 0) + __popc(set & ((1u << lane) - 1));
 }
 
 // Largest value of the thread block, in every thread.
@@ -101,6 +118,18 @@ __device__ __forceinline__ int64_t block_sum(int64_t value) {
     int64_t total;
     block_exclusive_scan(value, &total);
     return total;
+}
+
+// Sums of counts[0 .. upto) and of counts[0 .. num_counts), each below 2**31, in every thread of the thread block.
+__device__ __forceinline__ void sums_before(const int* counts, int64_t upto, int64_t num_counts, int* before, int* all) {
+    unsigned long long own = 0;
+    for (int64_t i = threadIdx.x; i < num_counts; i += blockDim.x) {
+        const unsigned long long count = (unsigned)counts[i];
+        own += count | (i < upto ? count << 32 : 0);
+    }
+    const unsigned long long sums = (unsigned long long)block_sum((int64_t)own);
+    *before = (int)(sums >> 32);
+    *all = (int)(sums & 0xffffffffu);
 }
 
 // True in every thread of the last thread block of the grid to get here; `arrivals` is zero before and after.

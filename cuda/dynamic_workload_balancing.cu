@@ -1,7 +1,8 @@
 // Split the batch's blocks over workers: the list of segments that split attention walks.
 // One thread block of 1024 threads. even-blocks: prefix sums over the sequences, then every cut of the line of all units
 // (a sequence's border or a worker's) finds its own place in the list by counting the cuts below it, without a sort.
-// per-seq and lpt: ranks by counting; lpt hands out one sequence at a time, to the least of all workers by a reduction.
+// per-seq and lpt: ranks by counting; lpt hands out one sequence at a time, to the least loaded by a reduction of a warp.
+// Up to 1024 sequences live in shared memory.
 // TinyServe S:534 (named only); lpt: Graham 1969.
 #include "common.cuh"
 
@@ -15,7 +16,7 @@ extern "C" __global__ void dynamic_workload_balancing(
     int* seq_segments,            // [num_seqs][2] first segment, number of segments
     int* num_segments,            // [1]
     int64_t* imbalance_permille,  // [2] one worker per sequence, this plan
-    int* workspace,               // [workspace_words] two int64 rows, then two int rows of num_seqs
+    int* workspace,               // [workspace_words] four int64 rows, then two int rows of num_seqs
     int64_t num_seqs,
     int64_t num_workers,
     int64_t max_segments,
@@ -23,35 +24,40 @@ extern "C" __global__ void dynamic_workload_balancing(
     int block_size,
     int mode,  // 0 even-blocks, 1 per-seq, 2 lpt
     int* status) {
-    int64_t* const start_of = reinterpret_cast<int64_t*>(workspace);  // units before each sequence
-    int64_t* const cuts_of = start_of + num_seqs;  // sequence borders that no worker's border meets, before each one
-    int* const order = reinterpret_cast<int*>(cuts_of + num_seqs);  // sequences in the order in which they are given out
-    int* const worker_of = order + num_seqs;                        // worker of the i-th of them
-    __shared__ int64_t least_load[WARP_SIZE];
-    __shared__ int least_worker[WARP_SIZE];
+    constexpr int IN_SHARED = 1024, MOST_WORKERS = 1 << 20;
+    __shared__ int64_t shared_rows[4 * IN_SHARED];
+    __shared__ int shared_order[2 * IN_SHARED];
+    const bool shared = num_seqs <= IN_SHARED;
+    int64_t* const rows = shared ? shared_rows : reinterpret_cast<int64_t*>(workspace);
+    int64_t* const start_of = rows;  // units before each sequence
+    int64_t* const cuts_of = rows + num_seqs;  // sequence borders that no worker's border meets, before each one
+    int64_t* const unit_row = rows + 2 * num_seqs;
+    int64_t* const token_row = rows + 3 * num_seqs;
+    int* const order = shared ? shared_order : reinterpret_cast<int*>(rows + 4 * num_seqs);  // as they are given out
+    int* const worker_of = order + num_seqs;                                                 // worker of the i-th of them
     int flags = 0;
 
-    const auto units_of = [&](int64_t seq) -> int64_t {
-        const int64_t length = max(seq_lens[seq], 0), blocks = (length + block_size - 1) / block_size;
-        return kept ? min(max((int64_t)kept[seq], (int64_t)0), blocks) : blocks;
-    };
-    const auto tokens_of = [&](int64_t seq) -> int64_t {
-        const int64_t length = max(seq_lens[seq], 0), blocks = (length + block_size - 1) / block_size;
-        const int64_t units = units_of(seq);
-        return units > 0 ? length - (blocks - units) * block_size : 0;
-    };
+    const auto units_of = [&](int64_t seq) { return unit_row[seq]; };
+    const auto tokens_of = [&](int64_t seq) { return token_row[seq]; };
     int64_t own_tokens = 0, longest = 0, total = 0;
     for (int64_t first = 0; first < num_seqs; first += blockDim.x) {
         const int64_t seq = first + threadIdx.x;
         const bool inside = seq < num_seqs;
-        int64_t in_tile;
-        const int64_t start = total + block_exclusive_scan(inside ? units_of(seq) : 0, &in_tile);
+        int64_t in_tile, units = 0;
+        if (inside) {
+            const int given = seq_lens[seq], wanted = kept ? kept[seq] : 0, length = max(given, 0);
+            const int blocks = (int)(((int64_t)length + block_size - 1) / block_size);
+            units = kept ? min(max(wanted, 0), blocks) : blocks;
+            const int64_t tokens = units > 0 ? length - (blocks - units) * block_size : 0;
+            unit_row[seq] = units;
+            token_row[seq] = tokens;
+            own_tokens += tokens;
+            longest = max(longest, tokens);
+            if (given < 0 || (kept && wanted != units)) flags |= STATUS_RANGE;
+        }
+        const int64_t start = total + block_exclusive_scan(units, &in_tile);
         total += in_tile;
-        if (!inside) continue;
-        start_of[seq] = start;
-        own_tokens += tokens_of(seq);
-        longest = max(longest, tokens_of(seq));
-        if (seq_lens[seq] < 0 || (kept && kept[seq] != units_of(seq))) flags |= STATUS_RANGE;
+        if (inside) start_of[seq] = start;
     }
     const int64_t all_tokens = block_sum(own_tokens);
     longest = block_max(longest);
@@ -144,32 +150,29 @@ extern "C" __global__ void dynamic_workload_balancing(
             order[rank] = (int)seq;
         }
         __syncthreads();
-        for (int64_t i = 0; mode == 2 && i < busy; ++i) {
-            int64_t least = 0x7fffffffffffffff;
-            int worker = 0x7fffffff;
-            const auto take = [&](int64_t tokens, int id) {
-                if (tokens < least || (tokens == least && id < worker)) {
-                    least = tokens;
-                    worker = id;
+        if (mode == 2 && threadIdx.x < WARP_SIZE) {
+            // Least load first, then lowest id, in one number; each lane knows the best of every 32nd worker.
+            const auto best_of_lane = [&]() {
+                unsigned long long best = ~0ull;
+                for (int64_t id = threadIdx.x; id < num_workers; id += WARP_SIZE) {
+                    best = min(best, (unsigned long long)load[id] * MOST_WORKERS + id);
                 }
+                return best;
             };
-            for (int64_t id = threadIdx.x; id < num_workers; id += blockDim.x) take(load[id], (int)id);
-            for (int width = WARP_SIZE / 2; width > 0; width /= 2) {
-                const int64_t tokens = __shfl_xor_sync(FULL_WARP, least, width);
-                take(tokens, __shfl_xor_sync(FULL_WARP, worker, width));
+            unsigned long long own = best_of_lane();
+            for (int64_t i = 0; i < busy; ++i) {
+                unsigned long long best = own;
+                for (int width = WARP_SIZE / 2; width > 0; width /= 2) {
+                    best = min(best, __shfl_xor_sync(FULL_WARP, best, width));
+                }
+                if (best != own) continue;  // ids differ, so one lane has it
+                const int64_t worker = best % MOST_WORKERS;
+                load[worker] += tokens_of(order[i]);
+                worker_of[i] = (int)worker;
+                own = best_of_lane();
             }
-            if (threadIdx.x % WARP_SIZE == 0) {
-                least_load[threadIdx.x / WARP_SIZE] = least;
-                least_worker[threadIdx.x / WARP_SIZE] = worker;
-            }
-            __syncthreads();
-            if (threadIdx.x == 0) {
-                for (int warp = 1; warp < blockDim.x / WARP_SIZE; ++warp) take(least_load[warp], least_worker[warp]);
-                worker_of[i] = worker;
-                load[worker] = least + tokens_of(order[i]);
-            }
-            __syncthreads();
         }
+        __syncthreads();
         listed = busy;
         for (int64_t i = threadIdx.x; i < num_seqs; i += blockDim.x) seq_segments[2 * i] = seq_segments[2 * i + 1] = 0;
         for (int64_t worker = threadIdx.x; worker < num_workers; worker += blockDim.x) {

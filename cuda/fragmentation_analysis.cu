@@ -1,10 +1,82 @@
 // What is wasted inside blocks, between them, and by where they lie, as whole numbers.
-// One thread block of 1024 threads: threads over table entries for fill and scatter, over blocks for states and runs
-// (the last block that is not free, by a running maximum, ends where a run begins), a warp per super-page.
+// Three launches: clear; a warp per 128 table entries of a row for fill and scatter, and the last block that is not free
+// of every 1024; a thread per block for states and runs (a run ends at a free block with none behind it and begins behind
+// the last that is not free, found by looking back), a warp per super-page. All sums are of integers: order is no matter.
 // Ours: the published formula is utilisation; super-pages: kvcached.
 #include "common.cuh"
 
-constexpr int RUN_BINS = 32;
+constexpr int RUN_BINS = 32, ENTRIES_PER_WARP = 128;
+enum Metric {
+    USED, CACHED_FREE, FREE, LIVE, TOKENS, LONGEST_FREE_RUN, NUM_RUNS, MAX_LIVE_ID, SUPER_HELD, SUPER_PINNED, ADJACENT,
+    PAIRS, NUM_METRICS
+};
+
+#define FRAGMENTATION_PARAMETERS                                                                                      \
+    const int *ref, const uint8_t *cached, const int *block_table, const int *seq_lens, int *fill, int *scatter,      \
+        int64_t *run_histogram, int64_t *metrics, int *workspace, int64_t num_blocks, int64_t num_seqs,               \
+        int64_t max_blocks_per_seq, int64_t workspace_words, int block_size, int super_size, int *status
+
+__device__ __forceinline__ int warp_sum(int value) {
+    for (int width = WARP_SIZE / 2; width > 0; width /= 2) value += __shfl_xor_sync(FULL_WARP, value, width);
+    return value;
+}
+
+__device__ __forceinline__ void add(int64_t* total, int64_t value) {
+    if (value) atomicAdd(reinterpret_cast<unsigned long long*>(total), (unsigned long long)value);
+}
+
+extern "C" __global__ void fragmentation_analysis_clear(FRAGMENTATION_PARAMETERS) {
+    const int64_t first = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, step = (int64_t)gridDim.x * blockDim.x;
+    for (int64_t i = first; i < num_blocks; i += step) fill[i] = 0;
+    for (int64_t i = first; i < 2 * num_seqs; i += step) scatter[i] = 0;
+    if (first < RUN_BINS) run_histogram[first] = 0;
+    if (first < NUM_METRICS) metrics[first] = first == MAX_LIVE_ID ? -1 : 0;
+}
+
+extern "C" __global__ void fragmentation_analysis_walk(FRAGMENTATION_PARAMETERS) {
+    __shared__ int last_taken, pairs_here[2];  // adjacent, all
+    const int lane = threadIdx.x % WARP_SIZE;
+    const int64_t first = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, step = (int64_t)gridDim.x * blockDim.x;
+    const int64_t parts = max((max_blocks_per_seq + ENTRIES_PER_WARP - 1) / ENTRIES_PER_WARP, (int64_t)1);
+    const auto is_block = [&](int id) { return id >= 0 && id < num_blocks; };
+    int flags = 0;
+    if (threadIdx.x < 2) pairs_here[threadIdx.x] = 0;
+    if (threadIdx.x == 0) last_taken = -1;
+    __syncthreads();
+    for (int64_t item = first / WARP_SIZE; item < num_seqs * parts; item += step / WARP_SIZE) {
+        const int64_t seq = item / parts, start = item % parts * ENTRIES_PER_WARP, given = seq_lens[seq];
+        const int64_t length = min(max(given, (int64_t)0), max_blocks_per_seq * block_size);
+        const int* const row = block_table + seq * max_blocks_per_seq;
+        if (length != given) flags |= STATUS_RANGE;
+        int pairs = 0, broken = 0;
+        for (int64_t logical = start + lane; logical < start + ENTRIES_PER_WARP; logical += WARP_SIZE) {
+            if (logical * block_size >= length) break;
+            const int block = row[logical];
+            if (!is_block(block)) {
+                flags |= block == -1 ? STATUS_UNMAPPED : STATUS_RANGE;
+                continue;
+            }
+            atomicMax(&fill[block], (int)min(length - logical * block_size, (int64_t)block_size));
+            if (logical == 0 || !is_block(row[logical - 1])) continue;
+            ++pairs;
+            broken += block - (int64_t)row[logical - 1] != 1;
+        }
+        pairs = warp_sum(pairs);
+        broken = warp_sum(broken);
+        if (lane != 0 || pairs == 0) continue;
+        atomicAdd(&scatter[2 * seq], broken);
+        atomicAdd(&scatter[2 * seq + 1], pairs);
+        atomicAdd(&pairs_here[0], pairs - broken);
+        atomicAdd(&pairs_here[1], pairs);
+    }
+    if (flags) atomicOr(status, flags);
+    const bool taken = first < num_blocks && (ref[first] > 0 || cached[first] != 0);
+    const unsigned set = __ballot_sync(FULL_WARP, taken);
+    if (lane == 0 && set) atomicMax(&last_taken, (int)(first + 31 - __clz(set)));
+    __syncthreads();
+    if (threadIdx.x == 0 && (int64_t)blockIdx.x * blockDim.x < num_blocks) workspace[blockIdx.x] = last_taken;
+    if (threadIdx.x < 2) add(&metrics[threadIdx.x == 0 ? ADJACENT : PAIRS], pairs_here[threadIdx.x]);
+}
 
 extern "C" __global__ void fragmentation_analysis(
     const int* ref,          // [num_blocks]
@@ -14,9 +86,8 @@ extern "C" __global__ void fragmentation_analysis(
     int* fill,               // [num_blocks] valid tokens
     int* scatter,            // [num_seqs][2] consecutive blocks not side by side, such pairs
     int64_t* run_histogram,  // [32] free runs by the power of two of their length
-    int64_t* metrics,        // [12] used, cached_free, free, live, tokens, longest_free_run, num_runs, max_live_id,
-                             //      super_held, super_pinned, adjacent, pairs
-    int* workspace,          // not used
+    int64_t* metrics,        // [12] see Metric
+    int* workspace,          // [workspace_words] last block that is not free in each 1024
     int64_t num_blocks,
     int64_t num_seqs,
     int64_t max_blocks_per_seq,
@@ -24,97 +95,67 @@ extern "C" __global__ void fragmentation_analysis(
     int block_size,
     int super_size,
     int* status) {
-    __shared__ unsigned long long bins[RUN_BINS];
-    __shared__ int64_t warp_last[WARP_SIZE];
-    const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE, warps = blockDim.x / WARP_SIZE;
-    int flags = 0;
-    for (int64_t i = threadIdx.x; i < num_blocks; i += blockDim.x) fill[i] = 0;
-    for (int64_t i = threadIdx.x; i < 2 * num_seqs; i += blockDim.x) scatter[i] = 0;
+    __shared__ int bins[RUN_BINS], warp_last[WARP_SIZE], sums[NUM_METRICS], last_before;
+    const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE;
+    const int64_t block = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    const auto is_free = [&](int64_t id) { return ref[id] <= 0 && cached[id] == 0; };
+    const bool inside = block < num_blocks, used = inside && ref[block] > 0, free = inside && is_free(block);
+    const int tokens = inside ? fill[block] : 0;
     if (threadIdx.x < RUN_BINS) bins[threadIdx.x] = 0;
+    if (threadIdx.x < NUM_METRICS) sums[threadIdx.x] = threadIdx.x == MAX_LIVE_ID ? -1 : 0;
+    const unsigned taken = __ballot_sync(FULL_WARP, inside && !free), in_use = __ballot_sync(FULL_WARP, used);
+    if (lane == 0) warp_last[warp] = taken ? (int)(block + 31 - __clz(taken)) : -1;
+    if (threadIdx.x == 0) last_before = -1;
     __syncthreads();
-
-    const auto is_block = [&](int64_t id) { return id >= 0 && id < num_blocks; };
-    int64_t pairs = 0, broken = 0;
-    for (int64_t i = threadIdx.x; i < num_seqs * max_blocks_per_seq; i += blockDim.x) {
-        const int64_t seq = i / max_blocks_per_seq, logical = i % max_blocks_per_seq;
-        const int64_t given = seq_lens[seq];
-        const int64_t length = min(max(given, (int64_t)0), max_blocks_per_seq * block_size);
-        if (logical * block_size >= length) continue;
-        const int block = block_table[i];
-        if (!is_block(block)) {
-            flags |= block == -1 ? STATUS_UNMAPPED : STATUS_RANGE;
-            continue;
-        }
-        atomicMax(&fill[block], (int)min(length - logical * block_size, (int64_t)block_size));
-        if (logical == 0 || !is_block(block_table[i - 1])) continue;
-        const bool apart = block - (int64_t)block_table[i - 1] != 1;
-        ++pairs;
-        broken += apart;
-        if (apart) atomicAdd(&scatter[2 * seq], 1);
-        atomicAdd(&scatter[2 * seq + 1], 1);
-    }
-    for (int64_t seq = threadIdx.x; seq < num_seqs; seq += blockDim.x) {
-        const int64_t length = seq_lens[seq];
-        if (length < 0 || length > max_blocks_per_seq * block_size) flags |= STATUS_RANGE;
-    }
+    int earlier_last = -1;  // ids grow from stretch to stretch, so the largest is the last
+    for (int64_t i = threadIdx.x; i < blockIdx.x; i += blockDim.x) earlier_last = max(earlier_last, workspace[i]);
+    if (earlier_last >= 0) atomicMax(&last_before, earlier_last);
     __syncthreads();
-
-    const auto is_free = [&](int64_t block) { return ref[block] <= 0 && cached[block] == 0; };
-    int64_t used = 0, kept = 0, live = 0, tokens = 0, top = -1, longest = 0, runs = 0;
-    int64_t last_taken = -1;  // of all tiles before
-    for (int64_t start = 0; start < num_blocks; start += blockDim.x) {
-        const int64_t block = start + threadIdx.x;
-        const bool inside = block < num_blocks, free = inside && is_free(block);
-        // Running maximum of the blocks that are not free, up to this thread.
-        int64_t taken = inside && !free ? block : -1;
-        for (int width = 1; width < WARP_SIZE; width *= 2) {
-            const int64_t before = __shfl_up_sync(FULL_WARP, taken, width);
-            if (lane >= width) taken = max(taken, before);
-        }
-        __syncthreads();
-        if (lane == WARP_SIZE - 1) warp_last[warp] = taken;
-        __syncthreads();
-        taken = max(taken, last_taken);
-        for (int i = 0; i < warps; ++i) {
-            if (i < warp) taken = max(taken, warp_last[i]);
-            last_taken = max(last_taken, warp_last[i]);
-        }
-        if (!inside) continue;
-        if (free && (block + 1 == num_blocks || !is_free(block + 1))) {
-            const int64_t length = block - taken;
-            longest = max(longest, length);
-            ++runs;
-            atomicAdd(&bins[63 - __clzll(length)], 1ull);
-        }
-        used += ref[block] > 0;
-        kept += ref[block] <= 0 && cached[block] != 0;
-        if (ref[block] > 0) top = block;
-        live += fill[block] != 0;
-        tokens += fill[block];
+    int longest = 0;
+    if (free && (block + 1 == num_blocks || !is_free(block + 1))) {
+        const unsigned before = taken & ((1u << lane) - 1);
+        int64_t begin = before ? block - lane + 31 - __clz(before) : -1;
+        for (int earlier = warp - 1; begin < 0 && earlier >= 0; --earlier) begin = warp_last[earlier];
+        if (begin < 0) begin = last_before;
+        longest = (int)(block - begin);
+        atomicAdd(&bins[31 - __clz(longest)], 1);
+        atomicMax(&sums[LONGEST_FREE_RUN], longest);
     }
-    int64_t held = 0, pinned = 0;
-    for (int64_t page = warp; page * super_size < num_blocks; page += warps) {
+    const unsigned ends = __ballot_sync(FULL_WARP, longest > 0), frees = __ballot_sync(FULL_WARP, free);
+    const unsigned lives = __ballot_sync(FULL_WARP, tokens != 0);
+    const int stored = warp_sum(tokens);
+    if (lane == 0) {
+        atomicAdd(&sums[USED], __popc(in_use));
+        atomicAdd(&sums[CACHED_FREE], __popc(taken) - __popc(in_use));
+        atomicAdd(&sums[FREE], __popc(frees));
+        atomicAdd(&sums[LIVE], __popc(lives));
+        atomicAdd(&sums[NUM_RUNS], __popc(ends));
+        atomicAdd(&sums[TOKENS], stored);
+        if (in_use) atomicMax(&sums[MAX_LIVE_ID], (int)(block + 31 - __clz(in_use)));
+    }
+    const int64_t warps = (int64_t)gridDim.x * (blockDim.x / WARP_SIZE);
+    int held = 0, pinned = 0;
+    for (int64_t page = block / WARP_SIZE; page * super_size < num_blocks; page += warps) {
         const int64_t start = page * super_size, end = min(start + super_size, num_blocks);
-        int in_use = 0, in_cache = 0;
-        for (int64_t block = start + lane; block < end; block += WARP_SIZE) {
-            in_use += ref[block] > 0;
-            in_cache += ref[block] <= 0 && cached[block] != 0;
+        int page_used = 0, page_cached = 0;
+        for (int64_t id = start + lane; id < end; id += WARP_SIZE) {
+            page_used += ref[id] > 0;
+            page_cached += ref[id] <= 0 && cached[id] != 0;
         }
-        for (int width = WARP_SIZE / 2; width > 0; width /= 2) {
-            in_use += __shfl_xor_sync(FULL_WARP, in_use, width);
-            in_cache += __shfl_xor_sync(FULL_WARP, in_cache, width);
-        }
-        if (lane == 0 && in_use + in_cache > 0) held += end - start;
-        if (lane == 0 && in_use > 0) pinned += end - start - in_use;
+        page_used = warp_sum(page_used);
+        page_cached = warp_sum(page_cached);
+        if (page_used + page_cached > 0) held += (int)(end - start);
+        if (page_used > 0) pinned += (int)(end - start) - page_used;
     }
-    const int64_t all_used = block_sum(used), all_kept = block_sum(kept), all_pairs = block_sum(pairs);
-    const int64_t found[] = {all_used,           all_kept,        num_blocks - all_used - all_kept,
-                             block_sum(live),    block_sum(tokens), block_max(longest),
-                             block_sum(runs),    block_max(top),  block_sum(held),
-                             block_sum(pinned),  all_pairs - block_sum(broken), all_pairs};
-    if (threadIdx.x < RUN_BINS) run_histogram[threadIdx.x] = (int64_t)bins[threadIdx.x];
-    if (threadIdx.x == 0) {
-        for (int i = 0; i < 12; ++i) metrics[i] = found[i];
+    if (lane == 0) {
+        atomicAdd(&sums[SUPER_HELD], held);
+        atomicAdd(&sums[SUPER_PINNED], pinned);
     }
-    if (flags) atomicOr(status, flags);
+    __syncthreads();
+    if (threadIdx.x < RUN_BINS) add(&run_histogram[threadIdx.x], bins[threadIdx.x]);
+    if (threadIdx.x < NUM_METRICS) {
+        const bool largest = threadIdx.x == LONGEST_FREE_RUN || threadIdx.x == MAX_LIVE_ID;
+        if (largest) atomicMax(reinterpret_cast<long long*>(&metrics[threadIdx.x]), (long long)sums[threadIdx.x]);
+        else add(&metrics[threadIdx.x], sums[threadIdx.x]);
+    }
 }

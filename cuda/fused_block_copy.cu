@@ -1,43 +1,47 @@
 // Copy the first tokens of blocks into fresh blocks, K, V and box, all operations and all layers in one launch; or
-// refuse the whole batch. Before it one thread block checks the batch: marks per block tell who is written and read.
+// refuse the whole batch. Before it the batch is checked: marks per block tell who is written and who is read, in one
+// launch for up to 1024 operations, in two for more.
 // One thread block per (operation, layer): K and V are one run of memory each, so the copy is 16 bytes wide.
 // TinyServe S:172-196.
 #include "marks.cuh"
 
-extern "C" __global__ void fused_block_copy_check(
-    const int* ops, const int* ref, half* key_cache, half* value_cache, half* box, int* workspace, int64_t num_ops,
-    int64_t num_blocks, int64_t num_layers, int64_t layer_stride, int64_t block_size, int64_t num_kv_heads,
-    int64_t head_dim, int64_t workspace_words, int* status) {
-    int outside = 0, conflict = 0;
-    for (int64_t i = threadIdx.x; i < num_ops; i += blockDim.x) {
+#define COPY_PARAMETERS                                                                                               \
+    const int *ops, const int *ref, half *key_cache, half *value_cache, half *box, int *workspace, int64_t num_ops,   \
+        int64_t num_blocks, int64_t num_layers, int64_t layer_stride, int64_t block_size, int64_t num_kv_heads,       \
+        int64_t head_dim, int64_t workspace_words, int *status
+
+// A destination that is a source too; once all are marked.
+__device__ __forceinline__ void check_chains(const int* ops, int* workspace, int64_t i, int64_t num_ops,
+                                             int64_t num_blocks) {
+    if (i >= num_ops) return;
+    const int target = ops[3 * i + 1];
+    if (target < 0 || target >= num_blocks || workspace[target] != (MARK_SOURCE | MARK_TARGET)) return;
+    atomicOr(&workspace[num_blocks], STATUS_CONFLICT);
+}
+
+extern "C" __global__ void fused_block_copy_mark(COPY_PARAMETERS) {
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < num_ops) {
         const int source = ops[3 * i], target = ops[3 * i + 1], tokens = ops[3 * i + 2];
+        int verdict = 0;
         if (source < 0 || source >= num_blocks || target < 0 || target >= num_blocks || tokens < 1 ||
             tokens > block_size) {
-            outside = 1;
+            verdict = STATUS_RANGE;
         } else if (source != target) {
-            if (atomicOr(&workspace[target], MARK_TARGET) & MARK_TARGET) conflict = 1;
+            const int references = ref[target];
+            if (atomicOr(&workspace[target], MARK_TARGET) & MARK_TARGET) verdict = STATUS_CONFLICT;
             atomicOr(&workspace[source], MARK_SOURCE);
-            if (ref[target] != 1) conflict = 1;
+            if (references != 1) verdict = STATUS_CONFLICT;
         }
+        if (verdict) atomicOr(&workspace[num_blocks], verdict);
     }
+    if (gridDim.x > 1) return;
     __syncthreads();
-    for (int64_t i = threadIdx.x; i < num_ops; i += blockDim.x) {
-        const int target = ops[3 * i + 1];
-        if (target < 0 || target >= num_blocks) continue;
-        if ((workspace[target] & (MARK_SOURCE | MARK_TARGET)) == (MARK_SOURCE | MARK_TARGET)) conflict = 1;
-    }
-    const bool any_outside = __syncthreads_or(outside), any_conflict = __syncthreads_or(conflict);
-    for (int64_t i = threadIdx.x; i < num_ops; i += blockDim.x) {
-        for (int k = 0; k < 2; ++k) {
-            const int block = ops[3 * i + k];
-            if (block >= 0 && block < num_blocks) workspace[block] = 0;
-        }
-    }
-    if (threadIdx.x == 0) {
-        const int flag = any_outside ? STATUS_RANGE : any_conflict ? STATUS_CONFLICT : 0;
-        workspace[num_blocks] = flag;
-        if (flag) atomicOr(status, flag);
-    }
+    check_chains(ops, workspace, i, num_ops, num_blocks);
+}
+
+extern "C" __global__ void fused_block_copy_check(COPY_PARAMETERS) {
+    check_chains(ops, workspace, (int64_t)blockIdx.x * blockDim.x + threadIdx.x, num_ops, num_blocks);
 }
 
 extern "C" __global__ void fused_block_copy(
@@ -57,6 +61,10 @@ extern "C" __global__ void fused_block_copy(
     int64_t workspace_words,
     int* status) {
     const int64_t op = blockIdx.x, layer = blockIdx.y;
+    if (op < num_ops && layer == 0 && threadIdx.x < 2) {
+        const int block = ops[3 * op + threadIdx.x];
+        if (block >= 0 && block < num_blocks) workspace[block] = 0;  // nobody looks at marks any more
+    }
     if (op < num_ops && layer < num_layers && !refused(workspace, num_blocks) && ops[3 * op] != ops[3 * op + 1]) {
         const int64_t source = layer * layer_stride + ops[3 * op], target = layer * layer_stride + ops[3 * op + 1];
         const int tokens = ops[3 * op + 2];
@@ -83,5 +91,5 @@ extern "C" __global__ void fused_block_copy(
             }
         }
     }
-    forget_verdict(workspace, num_blocks);
+    report_verdict(workspace, num_blocks, status);
 }

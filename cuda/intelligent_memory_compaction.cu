@@ -1,8 +1,93 @@
 // Plan a compaction: pair the k-th lowest hole with the k-th highest movable block while the move pays. Moves nothing.
-// One thread block of 1024 threads: scans over the pool in tiles give each hole and each mover its rank, and the rank is
-// its row in `moves`; a second pass over the rows counts the moves that come down far enough.
+// A thread per block of the pool, 1024 to a thread block: the first launch counts holes and movers of each stretch of the
+// pool, the second gives each its rank, which is its row in `moves`. Then one thread block finds how many rows pay (their
+// gains fall from row to row, so by a search with all threads) and the verdict, and the last launch clears the rest.
 // TinyServe S:571-580 (a sketch); trigger: vllm-gaudi's defragmenter.
 #include "common.cuh"
+
+#define PLAN_PARAMETERS                                                                                               \
+    const int *ref, const uint8_t *cached, const int *uses, const int *level, int *moves, int *num_moves,             \
+        int *old_to_new, float *weight, int64_t *metrics, int *workspace, int64_t num_blocks, int64_t max_moves,      \
+        int64_t workspace_words, int64_t threshold_permille, int weight_uses, int weight_level, int weight_shared,    \
+        int64_t trigger_permille, int min_moves, int min_gain, int64_t payback_permille, int *status
+
+// Workspace: five rows with an int per stretch, then NEXT_MOVER and DONE.
+enum Row { HOLES, MOVERS, LIVE, TOP_LIVE, TOP_PINNED, NUM_ROWS };
+enum Cell { NEXT_MOVER, DONE, NUM_CELLS };
+
+struct Plan {
+    int* rows;
+    int64_t stretches;
+
+    __device__ __forceinline__ Plan(int* workspace, int64_t words)
+        : rows(workspace), stretches((words - NUM_CELLS) / NUM_ROWS) {}
+    __device__ __forceinline__ int* row(Row row) const { return rows + row * stretches; }
+    __device__ __forceinline__ int& cell(Cell cell) const { return rows[NUM_ROWS * stretches + cell]; }
+};
+
+__device__ __forceinline__ int64_t weight_of(int uses, int level, int references, int weight_uses, int weight_level,
+                                             int weight_shared) {
+    return (int64_t)weight_uses * uses + (int64_t)weight_level * level + (int64_t)weight_shared * (references > 1);
+}
+
+// Largest value of the warp, in every lane.
+__device__ __forceinline__ int warp_max(int value) {
+    for (int width = WARP_SIZE / 2; width > 0; width /= 2) {
+        value = max(value, __shfl_xor_sync(FULL_WARP, value, width));
+    }
+    return value;
+}
+
+extern "C" __global__ void intelligent_memory_compaction_tally(PLAN_PARAMETERS) {
+    __shared__ int top_live, top_pinned;
+    const Plan plan(workspace, workspace_words);
+    const int64_t block = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (threadIdx.x == 0) top_live = top_pinned = -1;
+    bool live = false, mover = false, hole = false;
+    if (block < num_blocks) {
+        const int references = ref[block];
+        const int64_t heavy = weight_of(uses[block], level[block], references, weight_uses, weight_level, weight_shared);
+        live = references > 0;
+        mover = live && heavy < threshold_permille;
+        hole = !live && cached[block] == 0;
+        weight[block] = live ? __fdiv_rn(__ll2float_rn(heavy), 1000.0f) : 0.0f;
+        old_to_new[block] = (int)block;
+    }
+    const int holes = __syncthreads_count(hole), movers = __syncthreads_count(mover), lives = __syncthreads_count(live);
+    const int highest = warp_max(live ? (int)block : -1), pinned = warp_max(live && !mover ? (int)block : -1);
+    if (threadIdx.x % WARP_SIZE == 0) {
+        atomicMax(&top_live, highest);
+        atomicMax(&top_pinned, pinned);
+    }
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    plan.row(HOLES)[blockIdx.x] = holes;
+    plan.row(MOVERS)[blockIdx.x] = movers;
+    plan.row(LIVE)[blockIdx.x] = lives;
+    plan.row(TOP_LIVE)[blockIdx.x] = top_live;
+    plan.row(TOP_PINNED)[blockIdx.x] = top_pinned;
+    if (blockIdx.x == 0) plan.cell(NEXT_MOVER) = -1;
+}
+
+extern "C" __global__ void intelligent_memory_compaction_rank(PLAN_PARAMETERS) {
+    const Plan plan(workspace, workspace_words);
+    const int64_t block = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    bool mover = false, hole = false;
+    if (block < num_blocks) {
+        const int references = ref[block];
+        mover = references > 0 && weight_of(uses[block], level[block], references, weight_uses, weight_level,
+                                            weight_shared) < threshold_permille;
+        hole = references <= 0 && cached[block] == 0;
+    }
+    int holes, movers, all_holes, all_movers, in_stretch;
+    sums_before(plan.row(HOLES), blockIdx.x, plan.stretches, &holes, &all_holes);
+    sums_before(plan.row(MOVERS), blockIdx.x, plan.stretches, &movers, &all_movers);
+    const int64_t hole_rank = holes + (int64_t)block_rank(hole, &in_stretch);
+    const int64_t from_top = all_movers - 1 - (movers + (int64_t)block_rank(mover, &in_stretch));
+    if (hole && hole_rank < max_moves) moves[2 * hole_rank + 1] = (int)block;
+    if (mover && from_top < max_moves) moves[2 * from_top] = (int)block;
+    if (mover && from_top == max_moves) plan.cell(NEXT_MOVER) = (int)block;
+}
 
 extern "C" __global__ void intelligent_memory_compaction(
     const int* ref,         // [num_blocks]
@@ -15,7 +100,7 @@ extern "C" __global__ void intelligent_memory_compaction(
     float* weight,          // [num_blocks]
     int64_t* metrics,       // [10] live, free, movable, pinned, max_live before and after, frag before and after,
                             //      planned, verdict
-    int* workspace,         // not used
+    int* workspace,         // [workspace_words] see Plan
     int64_t num_blocks,
     int64_t max_moves,
     int64_t workspace_words,
@@ -28,67 +113,52 @@ extern "C" __global__ void intelligent_memory_compaction(
     int min_gain,
     int64_t payback_permille,
     int* status) {
-    const auto weight_of = [&](int64_t block) {
-        return (int64_t)weight_uses * uses[block] + (int64_t)weight_level * level[block] +
-               (int64_t)weight_shared * (ref[block] > 1);
-    };
-    const auto movable = [&](int64_t block) { return ref[block] > 0 && weight_of(block) < threshold_permille; };
-    int64_t live = 0, movers = 0, top = -1;
-    for (int64_t i = threadIdx.x; i < 2 * max_moves; i += blockDim.x) moves[i] = -1;
-    for (int64_t block = threadIdx.x; block < num_blocks; block += blockDim.x) {
-        const bool is_live = ref[block] > 0;
-        live += is_live;
-        movers += movable(block);
-        if (is_live) top = block;
-        weight[block] = is_live ? __fdiv_rn(__ll2float_rn(weight_of(block)), 1000.0f) : 0.0f;
-        old_to_new[block] = (int)block;
-    }
-    live = block_sum(live);
-    movers = block_sum(movers);
-    top = block_max(top);
-    int64_t holes = 0, ranked = 0;
-    for (int64_t start = 0; start < num_blocks; start += blockDim.x) {
-        const int64_t block = start + threadIdx.x;
-        const bool inside = block < num_blocks;
-        const bool hole = inside && ref[block] <= 0 && cached[block] == 0, mover = inside && movable(block);
-        int64_t tile_holes, tile_movers;
-        const int64_t hole_rank = holes + block_exclusive_scan(hole, &tile_holes);
-        const int64_t from_top = movers - 1 - (ranked + block_exclusive_scan(mover, &tile_movers));
-        if (hole && hole_rank < max_moves) moves[2 * hole_rank + 1] = (int)block;
-        if (mover && from_top < max_moves) moves[2 * from_top] = (int)block;
-        holes += tile_holes;
-        ranked += tile_movers;
+    __shared__ int totals[NUM_ROWS];
+    const Plan plan(workspace, workspace_words);
+    if (threadIdx.x < NUM_ROWS) totals[threadIdx.x] = threadIdx.x < TOP_LIVE ? 0 : -1;
+    __syncthreads();
+    for (int64_t i = threadIdx.x; i < plan.stretches; i += blockDim.x) {
+        for (int row = 0; row < NUM_ROWS; ++row) {
+            const int value = plan.row((Row)row)[i];
+            if (row < TOP_LIVE) atomicAdd(&totals[row], value);
+            else atomicMax(&totals[row], value);
+        }
     }
     __syncthreads();
+    const int64_t holes = totals[HOLES], movers = totals[MOVERS], live = totals[LIVE], top = totals[TOP_LIVE];
     const int64_t pairs = min(min(holes, movers), max_moves);
-    int64_t paying = 0;
-    for (int64_t i = threadIdx.x; i < pairs; i += blockDim.x) {
-        paying += (int64_t)moves[2 * i] - moves[2 * i + 1] >= min_gain;
+    int64_t low = 0, high = pairs;  // so many rows pay, and no more
+    while (low < high) {
+        const int64_t width = (high - low + blockDim.x - 1) / blockDim.x, row = low + threadIdx.x * width;
+        const int paying =
+            __syncthreads_count(row < high && (int64_t)moves[2 * row] - moves[2 * row + 1] >= min_gain);
+        if (paying == 0) break;
+        high = min(high, low + paying * width);
+        low += (paying - 1) * width + 1;
     }
-    const int64_t planned = block_sum(paying);
-    // Movers go from the top, so those that would go are the movable blocks from the last planned source up.
-    const int64_t lowest_source = planned > 0 ? moves[2 * (planned - 1)] : num_blocks;
-    int64_t new_top = planned > 0 ? moves[2 * (planned - 1) + 1] : -1;
-    for (int64_t block = threadIdx.x; block < num_blocks; block += blockDim.x) {
-        if (ref[block] > 0 && !(block >= lowest_source && movable(block))) new_top = max(new_top, block);
-    }
-    new_top = block_max(new_top);
+    if (threadIdx.x != 0) return;
+    const int64_t planned = low;
+    // Left at the top: the highest pinned block, the first mover that stays, the last destination.
+    int64_t new_top = totals[TOP_PINNED];
+    if (planned < movers) new_top = max(new_top, (int64_t)(planned < max_moves ? moves[2 * planned] : plan.cell(NEXT_MOVER)));
+    if (planned > 0) new_top = max(new_top, (int64_t)moves[2 * planned - 1]);
     const int64_t frag = live ? (top + 1) * 1000 / live : 0;
     int64_t verdict = 0;
     if (trigger_permille && frag <= trigger_permille) verdict = 1;
     else if (planned == 0) verdict = 4;
     else if (planned < min_moves) verdict = 2;
     else if ((top - new_top) * 1000 < payback_permille * planned) verdict = 3;
-    const int64_t done = verdict ? 0 : planned;
-    __syncthreads();
-    for (int64_t i = threadIdx.x; i < max_moves; i += blockDim.x) {
-        if (i < done) old_to_new[moves[2 * i]] = moves[2 * i + 1];
-        else moves[2 * i] = moves[2 * i + 1] = -1;
-    }
-    if (threadIdx.x != 0) return;
+    const int64_t done = verdict ? 0 : planned, top_after = verdict ? top : new_top;
+    plan.cell(DONE) = (int)done;
     num_moves[0] = (int)done;
-    const int64_t top_after = verdict ? top : new_top;
     const int64_t found[] = {live,      holes, movers, live - movers, top,
                              top_after, frag,  live ? (top_after + 1) * 1000 / live : 0, planned, verdict};
     for (int i = 0; i < 10; ++i) metrics[i] = found[i];
+}
+
+extern "C" __global__ void intelligent_memory_compaction_settle(PLAN_PARAMETERS) {
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= max_moves) return;
+    if (i < Plan(workspace, workspace_words).cell(DONE)) old_to_new[moves[2 * i]] = moves[2 * i + 1];
+    else moves[2 * i] = moves[2 * i + 1] = -1;
 }

@@ -1,6 +1,7 @@
 // Carry out a compaction plan, or refuse it: move K, V and boxes, remap the tables, hand over the blocks' state.
-// Three launches: one thread block checks the plan by marks per block; one per (move, layer) copies, where sources and
-// destinations are disjoint, so that the order does not matter; then threads over table entries and moves.
+// Four launches: threads over the moves mark their blocks, threads over the pool check the marks; one thread block per
+// (move, layer) copies, where sources and destinations are disjoint, so that the order does not matter; then threads over
+// table entries and moves.
 // TinyServe's published memory_compaction_kernel and S:571-580; there two blocks could move into one.
 #include "marks.cuh"
 
@@ -11,38 +12,36 @@
         int64_t layer_stride, int64_t block_size, int64_t num_kv_heads, int64_t head_dim, int64_t num_seqs,           \
         int64_t max_blocks_per_seq, int64_t workspace_words, int *status
 
-extern "C" __global__ void memory_compaction_check(COMPACTION_PARAMETERS) {
+// How many moves there are, none where the count itself is outside.
+__device__ __forceinline__ int64_t moves_of(const int* num_moves, int64_t max_moves) {
     const int64_t count = num_moves[0];
-    const bool countable = count >= 0 && count <= max_moves;
-    int outside = countable ? 0 : 1, conflict = 0;
-    for (int64_t i = threadIdx.x; countable && i < 2 * count; i += blockDim.x) {
+    return count >= 0 && count <= max_moves ? count : 0;
+}
+
+extern "C" __global__ void memory_compaction_mark(COMPACTION_PARAMETERS) {
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    int verdict = i == 0 && (num_moves[0] < 0 || num_moves[0] > max_moves) ? STATUS_RANGE : 0;
+    if (i < 2 * moves_of(num_moves, max_moves)) {
         const int block = moves[i];
         if (block < 0 || block >= num_blocks) {
-            outside = 1;
-            continue;
+            verdict = STATUS_RANGE;
+        } else {
+            // A block may stand once in the whole plan, as a source or as a destination.
+            const bool source = i % 2 == 0;
+            const int references = ref[block];
+            const bool kept = cached[block] != 0;
+            if (atomicOr(&workspace[block], source ? MARK_SOURCE : MARK_TARGET)) verdict = STATUS_CONFLICT;
+            if (source ? references < 1 && !kept : references != 0 || kept) verdict = STATUS_CONFLICT;
+            if (source && old_to_new[block] != moves[i + 1]) verdict = STATUS_CONFLICT;
         }
-        // A block may stand once in the whole plan, as a source or as a destination.
-        if (atomicOr(&workspace[block], i % 2 == 0 ? MARK_SOURCE : MARK_TARGET)) conflict = 1;
-        const bool holds = ref[block] != 0 || cached[block] != 0;
-        if (i % 2 == 0 && ref[block] < 1 && cached[block] == 0) conflict = 1;
-        if (i % 2 == 1 && holds) conflict = 1;
     }
-    const bool any_outside = __syncthreads_or(outside);
-    for (int64_t i = threadIdx.x; !any_outside && i < count; i += blockDim.x) {
-        if (old_to_new[moves[2 * i]] != moves[2 * i + 1]) conflict = 1;
-    }
-    for (int64_t block = threadIdx.x; !any_outside && block < num_blocks; block += blockDim.x) {
-        if (!(workspace[block] & MARK_SOURCE) && old_to_new[block] != block) conflict = 1;
-    }
-    const bool any_conflict = __syncthreads_or(conflict);
-    for (int64_t i = threadIdx.x; countable && i < 2 * count; i += blockDim.x) {
-        if (moves[i] >= 0 && moves[i] < num_blocks) workspace[moves[i]] = 0;
-    }
-    if (threadIdx.x == 0) {
-        const int flag = any_outside ? STATUS_RANGE : any_conflict ? STATUS_CONFLICT : 0;
-        workspace[num_blocks] = flag;
-        if (flag) atomicOr(status, flag);
-    }
+    if (verdict) atomicOr(&workspace[num_blocks], verdict);
+}
+
+extern "C" __global__ void memory_compaction_check(COMPACTION_PARAMETERS) {
+    const int64_t block = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (block >= num_blocks || workspace[block] & MARK_SOURCE || old_to_new[block] == block) return;
+    atomicOr(&workspace[num_blocks], STATUS_CONFLICT);
 }
 
 extern "C" __global__ void memory_compaction(
@@ -85,9 +84,11 @@ extern "C" __global__ void memory_compaction(
     if (!box) return;
     const int64_t box_from = box_offset(source, 0, 0, 0, num_kv_heads, head_dim);
     const int64_t box_to = box_offset(target, 0, 0, 0, num_kv_heads, head_dim);
-    for (int64_t i = threadIdx.x; i < 2 * channels; i += blockDim.x) {
-        box[box_to + i] = box[box_from + i];
-        box[box_from + i] = __ushort_as_half(i / head_dim % 2 == 0 ? 0x7c00 : 0xfc00);  // empty: +inf, -inf
+    copy_halfs(box + box_from, box + box_to, 2 * channels, threadIdx.x, blockDim.x);
+    __syncthreads();  // the source is emptied by other threads than those that read it
+    const int row = (int)head_dim;
+    for (int i = threadIdx.x; i < 2 * (int)channels; i += blockDim.x) {
+        box[box_from + i] = __ushort_as_half(i / row % 2 == 0 ? 0x7c00 : 0xfc00);  // empty: +inf, -inf
     }
 }
 
@@ -105,7 +106,7 @@ extern "C" __global__ void memory_compaction_remap(COMPACTION_PARAMETERS) {
             const int block = block_table[i];
             if (block >= 0 && block < num_blocks) block_table[i] = old_to_new[block];
         }
-        for (int64_t i = first; i < num_moves[0]; i += step) {
+        for (int64_t i = first; i < moves_of(num_moves, max_moves); i += step) {
             const int64_t source = moves[2 * i], target = moves[2 * i + 1];
             hand_over(ref, source, target);
             hand_over(cached, source, target);
@@ -119,5 +120,9 @@ extern "C" __global__ void memory_compaction_remap(COMPACTION_PARAMETERS) {
             gen[target] += 1;
         }
     }
-    forget_verdict(workspace, num_blocks);
+    for (int64_t i = first; i < 2 * moves_of(num_moves, max_moves); i += step) {
+        const int block = moves[i];
+        if (block >= 0 && block < num_blocks) workspace[block] = 0;  // nobody looks at marks any more
+    }
+    report_verdict(workspace, num_blocks, status);
 }

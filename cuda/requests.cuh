@@ -10,6 +10,36 @@ __device__ __forceinline__ int64_t entry_of(const int* reqs, int64_t i, int64_t 
     return seq * max_blocks_per_seq + logical;
 }
 
+// Requests of one thread block, each thread with one key: which is the first of those with its key. A hash table of
+// shared memory, at most half full; keys are not negative.
+struct FirstOfKey {
+    static constexpr int SLOTS = 2048, MOST_KEYS = 1024;
+    static constexpr unsigned long long NO_KEY = ~0ull;
+    unsigned long long key[SLOTS];
+    int first[SLOTS];
+
+    // All threads, with a barrier behind it.
+    __device__ __forceinline__ void clear() {
+        for (int slot = threadIdx.x; slot < SLOTS; slot += blockDim.x) {
+            key[slot] = NO_KEY;
+            first[slot] = 0x7fffffff;
+        }
+        __syncthreads();
+    }
+
+    // Enter thread threadIdx.x with its key; returns the key's slot. After the next barrier first[slot] is the answer.
+    __device__ __forceinline__ int enter(int64_t own) {
+        int slot = (int)((unsigned long long)own * 0x9E3779B97F4A7C15ull >> 53);
+        while (true) {
+            const unsigned long long found = atomicCAS(&key[slot], NO_KEY, (unsigned long long)own);
+            if (found == NO_KEY || found == (unsigned long long)own) break;
+            slot = (slot + 1) % SLOTS;
+        }
+        atomicMin(&first[slot], (int)threadIdx.x);
+        return slot;
+    }
+};
+
 // Set valid[i] to 1 where request i is the first to name an empty entry, else to 0. One thread block does it, and only
 // it; table entries serve as marks and are -1 again behind it.
 __device__ __forceinline__ void first_to_name_empty(const int* reqs, int* block_table, int* valid, int64_t num_requests,

@@ -110,6 +110,27 @@ def _crowd(mode: str) -> Any:
     return make
 
 
+def _many_mistakes(shortage: bool, all_or_nothing: int) -> Any:
+    """Requests of several thread blocks; among them: taken entries, repeated and impossible ones, ids that are held."""
+
+    def make() -> Call:
+        rng = np.random.default_rng(17)
+        rows, width, num_blocks = 61, 59, 4001
+        arrays = _pool(18, rows, width, num_blocks, 701)
+        cells = rng.integers(0, rows * width, 3301)
+        reqs = np.stack(np.divmod(cells, width), axis=1).astype(np.int32)
+        reqs[rng.permutation(3301)[:40]] = (rows, 3)
+        reqs[rng.permutation(3301)[:40]] = (2, -1)
+        free = rng.permutation(np.flatnonzero(arrays["ref"] == 0)).astype(np.int32)
+        if not shortage:
+            free[rng.permutation(1500)[:25]] = np.flatnonzero(arrays["ref"])[:25]
+            free[rng.permutation(1500)[:5]] = num_blocks
+        arrays |= {"reqs": reqs, "free_order": free[:1201] if shortage else free}
+        return arrays, {"all_or_nothing": all_or_nothing}
+
+    return make
+
+
 def _unique_owners(inputs: Arrays, expected: Arrays, found: Arrays) -> str:
     """cas: any assignment is right in which nobody shares, nobody is left out and the tables say the same."""
     served = found["allocated"] >= 0
@@ -193,6 +214,27 @@ _ALLOCATION = (
         _alloc([0, 1], bend=_drop("uses", "freq", "level", "hits", "lookups", "history", "box")),
     ),
     Case("block_allocation", "ten_thousand", "unique owners far beyond one thread block", _crowd("scan")),
+    Case(
+        "block_allocation",
+        "many_mistakes",
+        "repeated, taken and impossible entries, ids that are held, over several thread blocks",
+        _many_mistakes(shortage=False, all_or_nothing=1),
+        RANGE | CONFLICT | Status.ALREADY_MAPPED,
+    ),
+    Case(
+        "block_allocation",
+        "many_and_short",
+        "more requests than ids over several thread blocks: the first ones are served",
+        _many_mistakes(shortage=True, all_or_nothing=0),
+        RANGE | Status.ALREADY_MAPPED | Status.OOM,
+    ),
+    Case(
+        "block_allocation",
+        "many_or_none",
+        "the same, all or nothing: no mark stays in the table",
+        _many_mistakes(shortage=True, all_or_nothing=1),
+        RANGE | Status.ALREADY_MAPPED | Status.OOM,
+    ),
     Case(
         "block_allocation",
         "cas",
@@ -323,6 +365,29 @@ def _release_many() -> Call:
     return {"block_table": block_table, "ref": ref, "reqs": np.stack(np.divmod(cells, 67), axis=1).astype(np.int32)}, {}
 
 
+def _release_mistakes(num_requests: int, largest_id: bool = False) -> Any:
+    """Shared blocks, entries named twice, empty and bad ones, counts that are too low, in no order."""
+
+    def make() -> Call:
+        rng = np.random.default_rng(6)
+        arrays, _ = _release_many()
+        block_table = arrays["block_table"]
+        block_table[rng.random(block_table.shape) < 0.05] = -1
+        block_table[3, :9] = 5_000
+        block_table[4, :9] = -7
+        if largest_id:
+            block_table[5, :3] = np.iinfo(np.int32).max
+        arrays["ref"][rng.permutation(701)[:60]] //= 3
+        cells = rng.integers(0, block_table.size, num_requests)
+        cells[: num_requests // 8] = np.arange(num_requests // 8)
+        reqs = np.stack(np.divmod(rng.permutation(cells), 67), axis=1).astype(np.int32)
+        reqs[7], reqs[-1] = (61, 0), (0, 67)
+        return arrays | {"reqs": reqs}, {}
+
+    return make
+
+
+_MISTAKEN = RANGE | UNMAPPED | Status.DOUBLE_FREE
 _RELEASE = (
     Case("block_deallocation", "one", "the smallest release", _release([(2, 0)])),
     Case("block_deallocation", "no_request", "nothing to do", _release([])),
@@ -370,6 +435,27 @@ _RELEASE = (
         RANGE,
     ),
     Case("block_deallocation", "thousands", "shared blocks over many thread blocks", _release_many),
+    Case(
+        "block_deallocation",
+        "a_thousand_mistakes",
+        "every mistake at once within one thread block",
+        _release_mistakes(1021),
+        _MISTAKEN,
+    ),
+    Case(
+        "block_deallocation",
+        "many_mistakes",
+        "every mistake at once over several thread blocks",
+        _release_mistakes(4507),
+        _MISTAKEN,
+    ),
+    Case(
+        "block_deallocation",
+        "largest_id",
+        "the largest number that an entry can hold is no id either",
+        _release_mistakes(4507, largest_id=True),
+        _MISTAKEN,
+    ),
 )
 
 
@@ -468,6 +554,31 @@ def _copy(
     return make
 
 
+def _copy_many(bend: Change | None = None) -> Any:
+    """More operations than one thread block checks, on small blocks."""
+
+    def make() -> Call:
+        rng = np.random.default_rng(12)
+        arrays = layered(rng, 1, 2700, 2, 1, 8)
+        ids = rng.permutation(2700).astype(np.int32)
+        arrays["ref"] = np.ones(2700, np.int32)
+        arrays["ops"] = np.stack([ids[:1300], ids[1300:2600], rng.integers(1, 3, 1300)], axis=1).astype(np.int32)
+        if bend is not None:
+            bend(arrays)
+        return arrays, {}
+
+    return make
+
+
+def _late_chain(arrays: Arrays) -> None:
+    arrays["ops"][1299, 1] = arrays["ops"][3, 0]
+
+
+def _late_mistakes(arrays: Arrays) -> None:
+    _late_chain(arrays)
+    arrays["ops"][1200, 2] = 3
+
+
 def _zeros_and_nan(arrays: Arrays) -> None:
     arrays["key_cache"][0, 0, :3, 0, :4] = np.float16(-0.0)
     arrays["key_cache"][0, 0, 1, 1, :] = np.nan
@@ -547,6 +658,21 @@ _COPY = (
         CONFLICT,
     ),
     Case("fused_block_copy", "free_destination", "a destination that nobody allocated", _copy([(0, 8, 16)]), CONFLICT),
+    Case("fused_block_copy", "many", "a batch that several thread blocks check", _copy_many()),
+    Case(
+        "fused_block_copy",
+        "many_with_a_chain",
+        "a chain across thread blocks refuses them all",
+        _copy_many(_late_chain),
+        CONFLICT,
+    ),
+    Case(
+        "fused_block_copy",
+        "many_with_two_mistakes",
+        "a count outside is reported before a conflict",
+        _copy_many(_late_mistakes),
+        RANGE,
+    ),
 )
 
 
@@ -582,7 +708,45 @@ def _compact(
     return make
 
 
+def _compact_many(bend: Change | None = None) -> Any:
+    """A pool and a plan that several thread blocks check, on small blocks."""
+
+    def make() -> Call:
+        rng = np.random.default_rng(14)
+        num_blocks, count = 3001, 1301
+        arrays = layered(rng, 1, num_blocks, 2, 1, 8)
+        ids = rng.permutation(num_blocks).astype(np.int32)
+        source, target = ids[:count], ids[count : 2 * count]
+        arrays["ref"] = np.ones(num_blocks, np.int32)
+        arrays["ref"][target] = 0
+        arrays["gen"] = rng.integers(0, 9, num_blocks).astype(np.int32)
+        arrays["cached"] = np.zeros(num_blocks, np.uint8)
+        arrays["block_table"] = rng.permutation(ids[arrays["ref"][ids] > 0]).reshape(-1, 17)
+        arrays["moves"] = np.stack([source, target], axis=1)
+        arrays["num_moves"] = _i32([count])
+        arrays["old_to_new"] = np.arange(num_blocks, dtype=np.int32)
+        arrays["old_to_new"][source] = target
+        if bend is not None:
+            bend(arrays)
+        return arrays, {}
+
+    return make
+
+
+def _stray_mapping(arrays: Arrays) -> None:
+    stays = np.setdiff1d(np.arange(3001), arrays["moves"])
+    arrays["old_to_new"][stays[-1]] = stays[0]
+
+
 _COMPACT = (
+    Case("memory_compaction", "many", "a plan that several thread blocks check", _compact_many()),
+    Case(
+        "memory_compaction",
+        "many_and_stray",
+        "a block that does not move is mapped elsewhere, far from the moves",
+        _compact_many(_stray_mapping),
+        CONFLICT,
+    ),
     Case("memory_compaction", "one_move", "K, V, box, tables, references and counters follow", _compact([(11, 0)])),
     Case(
         "memory_compaction",

@@ -251,6 +251,18 @@ _PLANS = (
     Case("intelligent_memory_compaction", "dense", "nearly full", _random_plan(997, 0.97, 4, **_ALWAYS)),
     Case(
         "intelligent_memory_compaction",
+        "several_stretches",
+        "a pool of several thread blocks",
+        _random_plan(5003, 0.4, 7, **_ALWAYS | {"min_gain": 300}),
+    ),
+    Case(
+        "intelligent_memory_compaction",
+        "several_stretches_little_room",
+        "the highest mover that stays is behind the list's end",
+        _plan(np.tile([0, 1, 0], 1500), room=37, **_ALWAYS),
+    ),
+    Case(
+        "intelligent_memory_compaction",
         "defaults",
         "trigger, payback and weights as they come",
         _random_plan(600, 0.4, 5),
@@ -303,6 +315,12 @@ def _big_pool() -> Call:
         "block_size": 16,
         "super_size": 64,
     }
+
+
+def _nearly_empty_pool() -> Call:
+    """A run that spans several thread blocks of 1024, ended by the last block."""
+    arrays, scalars = _fragments([[700, 4600]], [32], 4601)()
+    return arrays, scalars | {"super_size": 1500}
 
 
 _FRAGMENTS = (
@@ -376,6 +394,21 @@ _FRAGMENTS = (
         Status.RANGE,
     ),
     Case("fragmentation_analysis", "big_pool", "thousands of blocks", _big_pool),
+    Case("fragmentation_analysis", "long_run", "a free run over many thread blocks", _nearly_empty_pool),
+    Case("fragmentation_analysis", "all_free", "a free run as long as a large pool", _fragments([[-1]], [0], 5000)),
+    Case(
+        "fragmentation_analysis",
+        "no_entry",
+        "a table without columns still has lengths to check",
+        _fragments(np.zeros((3, 0)), [0, 2, 0], 8),
+        Status.RANGE,
+    ),
+    Case(
+        "fragmentation_analysis",
+        "wide_rows",
+        "rows of more entries than a warp walks",
+        _fragments(np.arange(900).reshape(3, 300) * 7 % 1001, [4800, 4793, 2000], 1001),
+    ),
 )
 
 CASES: tuple[Case, ...] = (*_BALANCE, *_LEVELS, *_PLANS, *_FRAGMENTS)

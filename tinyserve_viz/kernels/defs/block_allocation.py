@@ -21,6 +21,13 @@ FRESH_BLOCK = (
     Arg("box", "float16", LAYERED_BOX, "inout", "emptied for the new owner, in every layer", optional=True),
 )
 
+TILE = 1024  # requests of one thread block, a thread each: a batch of no more is one launch
+
+
+def tiles_beyond_one(num_requests: int) -> int:
+    """Thread blocks that a batch of requests takes, 0 where one will do."""
+    return ceil_div(num_requests, TILE) if num_requests > TILE else 0
+
 
 def valid_requests(reqs: NDArray[np.int32], block_table: NDArray[np.int32]) -> tuple[NDArray[np.bool_], Status]:
     """Which requests name an empty table entry. RANGE: no such entry; ALREADY_MAPPED: it is taken."""
@@ -127,7 +134,7 @@ KERNEL = KernelDef(
             ("workspace_words",),
             "scratch",
             optional=True,
-            doc="state of the scan across thread blocks",
+            doc="valid requests of each thread block, where there are several",
         ),
     ),
     scalars=(
@@ -146,17 +153,27 @@ KERNEL = KernelDef(
         ),
     ),
     launch=Launch(
-        layout="one thread block: ranks by an exclusive scan over the valid requests; then a warp per block given out",
-        grid=lambda _a: (1, 1, 1),
-        threads=1024,
+        layout="a thread per request: ranks by an exclusive scan over the valid ones; then a warp per block given out",
+        grid=lambda a: (max(1, ceil_div(a["num_requests"], TILE)), 1, 1),
+        threads=TILE,
+        before=tuple(
+            Stage(
+                suffix,
+                lambda a: (ceil_div(a["num_requests"], TILE), 1, 1),
+                TILE,
+                lambda facts: facts["num_requests"] > TILE,
+            )
+            for suffix in ("look", "mark", "count")
+        ),
         after=(
             Stage(
                 "forget",
                 lambda a: (max(1, ceil_div(a["num_requests"], 8)), 1, 1),
                 256,
-                lambda facts: any(facts[f"has_{arg.name}"] for arg in FRESH_BLOCK if arg.name != "history"),
+                lambda facts: facts["has_box"],
             ),
         ),
+        scratch_axes=lambda a: {"workspace_words": tiles_beyond_one(a["num_requests"])},
     ),
     requires=(STRIDE_HOLDS_POOL,),
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Status
+from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Stage, Status, ceil_div
+from tinyserve_viz.kernels.defs.block_allocation import TILE, tiles_beyond_one
 from tinyserve_viz.kernels.paging import first_of_each, mapped
 
 
@@ -69,14 +70,27 @@ KERNEL = KernelDef(
             ("workspace_words",),
             "scratch",
             optional=True,
-            doc="last release per block, state of the scan",
+            doc="releases and last release of each block, outcomes, counts; where one thread block does not do",
         ),
     ),
     scalars=(),
     launch=Launch(
-        layout="one thread block, a thread per request; the freed list by an exclusive scan, never in atomic order",
-        grid=lambda _a: (1, 1, 1),
-        threads=1024,
-        scratch_axes=lambda a: {"workspace_words": 2 * a["num_blocks"]},
+        layout="a thread per request; the freed list by an exclusive scan, never in atomic order",
+        grid=lambda a: (max(1, ceil_div(a["num_requests"], TILE)), 1, 1),
+        threads=TILE,
+        before=tuple(
+            Stage(
+                suffix,
+                lambda a: (ceil_div(a["num_requests"], TILE), 1, 1),
+                TILE,
+                lambda facts: facts["num_requests"] > TILE,
+            )
+            for suffix in ("take", "first", "count", "list")
+        ),
+        scratch_axes=lambda a: {
+            "workspace_words": 2 * a["num_blocks"] + a["num_requests"] + tiles
+            if (tiles := tiles_beyond_one(a["num_requests"]))
+            else 0
+        },
     ),
 )

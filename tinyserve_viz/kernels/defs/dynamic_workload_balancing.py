@@ -154,11 +154,12 @@ KERNEL = KernelDef(
         layout="one thread block: prefix sums over the sequences, then every cut finds its place by counting",
         grid=lambda _a: (1, 1, 1),
         threads=1024,
-        scratch_axes=lambda a: {"workspace_words": 6 * a["num_seqs"]},
+        scratch_axes=lambda a: {"workspace_words": 10 * a["num_seqs"]},
     ),
     requires=(
         Requirement("num_workers must be at least 1", lambda axes, _scalars: axes["num_workers"] >= 1),
         Requirement("block_size must be at least 1", lambda _axes, scalars: scalars["block_size"] >= 1),
+        Requirement("num_workers must be at most 2**20", lambda axes, _scalars: axes["num_workers"] <= 1 << 20),
         Requirement(
             "max_segments must be at least num_seqs + num_workers",
             lambda axes, _scalars: axes["max_segments"] >= axes["num_seqs"] + axes["num_workers"],

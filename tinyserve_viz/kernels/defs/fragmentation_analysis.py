@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Scalar, Status
+from tinyserve_viz.kernels.definition import Arg, Axes, KernelDef, Launch, Requirement, Scalar, Stage, Status, ceil_div
 from tinyserve_viz.kernels.paging import resident
 
 METRICS = (
     "used", "cached_free", "free", "live", "tokens", "longest_free_run", "num_runs", "max_live_id",
     "super_held", "super_pinned", "adjacent", "pairs",
 )  # fmt: skip
+STRETCH = 1024  # blocks of the pool of one thread block, a thread each
 RUN_BINS = 32  # bin k counts free runs of 2**k to 2**(k+1) - 1 blocks; 2**31 blocks is beyond any int32 id
 
 
@@ -96,6 +97,12 @@ def reference(
     return held.status
 
 
+def _walkers(axes: Axes) -> tuple[int, int, int]:
+    """Thread blocks of 32 warps for the table's entries, 128 to a warp, and no fewer than stretches of the pool."""
+    warps = axes["num_seqs"] * max(1, ceil_div(axes["max_blocks_per_seq"], 128))
+    return max(1, ceil_div(warps, 32), ceil_div(axes["num_blocks"], STRETCH)), 1, 1
+
+
 KERNEL = KernelDef(
     name="fragmentation_analysis",
     summary="Count waste inside blocks, free runs, the live prefix, stranded super-pages and scattered sequences.",
@@ -118,16 +125,21 @@ KERNEL = KernelDef(
         ),
         Arg("run_histogram", "int64", (str(RUN_BINS),), "out", "free runs by the power of two of their length"),
         Arg("metrics", "int64", (str(len(METRICS)),), "out", ", ".join(METRICS)),
-        Arg("workspace", "int32", ("workspace_words",), "scratch", optional=True, doc="runs across thread blocks"),
+        Arg("workspace", "int32", ("workspace_words",), "scratch", optional=True, doc="last block that is not free"),
     ),
     scalars=(
         Scalar("block_size", "int32", "tokens in a block"),
         Scalar("super_size", "int32", "blocks in a super-page", 128),
     ),
     launch=Launch(
-        layout="one thread block: threads over table entries for fill and scatter, over blocks for states and runs",
-        grid=lambda _a: (1, 1, 1),
-        threads=1024,
+        layout="a warp per 128 table entries for fill and scatter; then a thread per block for states and runs",
+        grid=lambda a: (max(1, ceil_div(a["num_blocks"], STRETCH)), 1, 1),
+        threads=STRETCH,
+        before=(
+            Stage("clear", lambda a: (max(1, ceil_div(a["num_blocks"], STRETCH)), 1, 1), STRETCH),
+            Stage("walk", _walkers, STRETCH),
+        ),
+        scratch_axes=lambda a: {"workspace_words": max(1, ceil_div(a["num_blocks"], STRETCH))},
     ),
     requires=(
         Requirement("block_size must be at least 1", lambda _axes, scalars: scalars["block_size"] >= 1),

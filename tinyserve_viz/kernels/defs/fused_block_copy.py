@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Stage, Status
+from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Stage, Status, ceil_div
 from tinyserve_viz.kernels.layout import (
     F16,
     LAYERED_BOX,
@@ -82,10 +82,18 @@ KERNEL = KernelDef(
     ),
     scalars=(),
     launch=Launch(
-        layout="one thread block per (operation, layer), after one that checks the whole batch",
+        layout="one thread block per (operation, layer), once the whole batch is checked",
         grid=lambda a: (max(1, a["num_ops"]), max(1, a["num_layers"]), 1),
         threads=256,
-        before=(Stage("check", lambda _a: (1, 1, 1), 1024),),
+        before=(
+            Stage("mark", lambda a: (max(1, ceil_div(a["num_ops"], 1024)), 1, 1), 1024),
+            Stage(
+                "check",
+                lambda a: (ceil_div(a["num_ops"], 1024), 1, 1),
+                1024,
+                lambda facts: facts["num_ops"] > 1024,
+            ),
+        ),
         scratch_axes=lambda a: {"workspace_words": a["num_blocks"] + 2},
     ),
     requires=(STRIDE_HOLDS_POOL,),

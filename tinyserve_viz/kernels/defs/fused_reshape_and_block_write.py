@@ -105,8 +105,9 @@ KERNEL = KernelDef(
         ),
     ),
     launch=Launch(
-        layout="one thread block per (logical block, sequence): it owns the block, so the box needs no atomics",
-        grid=lambda a: (max(1, a["max_blocks_per_seq"]), max(1, a["num_seqs"]), 1),
+        layout="a thread block takes one touched block at a time: it owns the block, so the box needs no atomics",
+        # Enough to fill the chip with one block each; at decode most of a whole grid would only start and stop.
+        grid=lambda a: (max(1, min(a["max_blocks_per_seq"] * a["num_seqs"], 4096)), 1, 1),
         threads=128,
     ),
 )

@@ -6,13 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyserve_viz.core.compaction import VERDICTS, CompactionRule, plan
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Scalar, Status
+from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Scalar, Stage, Status, ceil_div
 from tinyserve_viz.kernels.parameters import default
 
 METRICS = (
     "live", "free", "movable", "pinned", "max_live_before", "max_live_after",
     "frag_permille_before", "frag_permille_after", "planned", "verdict",
 )  # fmt: skip
+STRETCH = 1024  # blocks of the pool of one thread block, a thread each
 
 
 def reference(
@@ -99,7 +100,7 @@ KERNEL = KernelDef(
             ("workspace_words",),
             "scratch",
             optional=True,
-            doc="holes and movers, state of the scan",
+            doc="holes, movers and highest blocks of each stretch",
         ),
     ),
     scalars=(
@@ -128,8 +129,21 @@ KERNEL = KernelDef(
         ),
     ),
     launch=Launch(
-        layout="two scans over the pool (holes ascending, movers descending), matched by rank",
+        layout="scans over the pool rank holes from below and movers from above; one thread block finds how many pay",
         grid=lambda _a: (1, 1, 1),
-        threads=1024,
+        threads=STRETCH,
+        before=tuple(
+            Stage(suffix, lambda a: (max(1, ceil_div(a["num_blocks"], STRETCH)), 1, 1), STRETCH)
+            for suffix in ("tally", "rank")
+        ),
+        after=(
+            Stage(
+                "settle",
+                lambda a: (ceil_div(a["max_moves"], STRETCH), 1, 1),
+                STRETCH,
+                lambda facts: facts["max_moves"] > 0,
+            ),
+        ),
+        scratch_axes=lambda a: {"workspace_words": 5 * max(1, ceil_div(a["num_blocks"], STRETCH)) + 2},
     ),
 )

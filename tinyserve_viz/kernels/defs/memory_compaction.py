@@ -112,10 +112,13 @@ KERNEL = KernelDef(
     ),
     scalars=(),
     launch=Launch(
-        layout="one thread block checks the plan; one per (move, layer) copies; then threads over entries and moves",
+        layout="the plan is checked; one thread block per (move, layer) copies; then threads over entries and moves",
         grid=lambda a: (max(1, a["max_moves"]), max(1, a["num_layers"]), 1),
         threads=256,
-        before=(Stage("check", lambda _a: (1, 1, 1), 1024),),
+        before=(
+            Stage("mark", lambda a: (max(1, ceil_div(2 * a["max_moves"], 1024)), 1, 1), 1024),
+            Stage("check", lambda a: (max(1, ceil_div(a["num_blocks"], 1024)), 1, 1), 1024),
+        ),
         after=(
             Stage(
                 "remap",
