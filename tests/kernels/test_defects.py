@@ -26,7 +26,10 @@ from tinyserve_viz.kernels.definition import KernelDef
 
 @dataclass(frozen=True)
 class Defect:
-    """Replace `old` by `new` in the source of a kernel's reference, or of the module `where` that it builds on."""
+    """Replace `old` by `new` in the source of a kernel's reference, or of the module `where` that it builds on.
+
+    `where` is a module of `kernels`, or with a dot one of the whole package.
+    """
 
     name: str
     kernel: str
@@ -117,11 +120,11 @@ DEFECTS = (
     Defect("rows_beyond_the_bound_not_remapped", "memory_compaction", "block_table[entries] = plan[block_table[entries]]", "block_table[:1][entries[:1]] = plan[block_table[:1][entries[:1]]]"),
     Defect("v_not_moved", "memory_compaction", "for cache in (key_cache[layer], value_cache[layer]):", "for cache in (key_cache[layer],):"),  # IC4
     Defect("box_not_moved", "memory_compaction", "put_bounds(box[layer], target, *box_bounds(box[layer], source))", "pass"),  # IC4
-    Defect("no_notion_of_live", "intelligent_memory_compaction", "holes = np.flatnonzero(~live & (cached == 0))", "holes = np.flatnonzero(~live)"),  # IC5
-    Defect("weights_ignored", "intelligent_memory_compaction", "movable = live & (heavy < threshold_permille)", "movable = live"),  # IC3
+    Defect("no_notion_of_live", "intelligent_memory_compaction", "holes = np.flatnonzero(~live & (cached == 0))", "holes = np.flatnonzero(~live)", where="core.compaction"),  # IC5
+    Defect("weights_ignored", "intelligent_memory_compaction", "movable = live & (heavy < rule.threshold)", "movable = live", where="core.compaction"),  # IC3
     Defect("half_mapping", "intelligent_memory_compaction", "old_to_new[:] = np.arange(len(ref))", "old_to_new[:] = np.arange(len(ref)) // 2"),  # IC2
-    Defect("move_upwards", "intelligent_memory_compaction", "movers[:pairs] - holes[:pairs] >= min_gain", "np.abs(movers[:pairs] - holes[:pairs]) >= min_gain"),
-    Defect("no_payback_test", "intelligent_memory_compaction", "elif (top - new_top) * 1000 < payback_permille * planned:", "elif False:"),
+    Defect("move_upwards", "intelligent_memory_compaction", "movers[:pairs] - holes[:pairs] >= rule.min_gain", "np.abs(movers[:pairs] - holes[:pairs]) >= rule.min_gain", where="core.compaction"),
+    Defect("no_payback_test", "intelligent_memory_compaction", "elif (top - new_top) * 1000 < rule.payback * planned:", "elif False:", where="core.compaction"),
     # Query analysis (Q) and selection (S)
     Defect("channel_0_only_complexity", "query_analysis", "value = lane_sum(flat * flat)", "value = np.float32(flat.shape[1]) * flat[:, 0] * flat[:, 0]"),  # Q1
     Defect("unnormalised_energy", "query_analysis", " / np.float32(max(1, flat.shape[1]))", ""),  # Q5
@@ -184,7 +187,8 @@ class Mutant:
         definition = importlib.import_module(f"tinyserve_viz.kernels.defs.{defect.kernel}")
         broken = definition
         if defect.where:
-            broken = importlib.import_module(f"tinyserve_viz.kernels.{defect.where}")
+            package = "tinyserve_viz" if "." in defect.where else "tinyserve_viz.kernels"
+            broken = importlib.import_module(f"{package}.{defect.where}")
         elif defect.old not in inspect.getsource(definition):
             # The line lives in a definition that this one builds on.
             broken = next(
