@@ -103,8 +103,8 @@ def _show(app: Debugger) -> None:
         raise app.failure
 
 
-def picture(path: Path, output: Path, size: tuple[int, int], step: int | None, panel: str) -> None:
-    """Write the screen at `step` (the end: None) of a recording, `panel` being the active one, without a terminal."""
+def picture(path: Path, size: tuple[int, int], step: int | None, panel: str = "blocks") -> str:
+    """The screen at `step` (the end: None) of a recording as SVG, `panel` being the active one, without a terminal."""
     import asyncio
 
     async def draw() -> str:
@@ -117,4 +117,4 @@ def picture(path: Path, output: Path, size: tuple[int, int], step: int | None, p
                 return app.export_screenshot(title=f"tinyserve-viz replay {timeline.header.origin['trace']['name']}")
 
     os.environ.pop("NO_COLOR", None)
-    output.write_text(asyncio.run(draw()), encoding="utf-8")
+    return asyncio.run(draw())

@@ -27,6 +27,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("import", "tinyserve_viz.cli.import_", "convert a trace of any known format to our JSON"),
     ("doctor", "tinyserve_viz.cli.doctor", "say what is here, what is missing, and what mends it"),
     ("compare", "tinyserve_viz.cli.compare", "find the first decision in which two servers differ"),
+    ("export", "tinyserve_viz.cli.export", "write tables, events, a Perfetto trace or the requests of a recording"),
     ("plot", "tinyserve_viz.cli.plot", "draw a recording or a bench file: PNG, SVG, PDF, HTML or text"),
     ("curve", "tinyserve_viz.cli.curve", "prefix-cache hit rates of a trace by capacity and policy"),
     ("kernels", "tinyserve_viz.cli.kernels", "list, verify or build the kernel set"),

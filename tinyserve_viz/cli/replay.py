@@ -222,7 +222,8 @@ def _picture(args: argparse.Namespace, settings: Settings, recording: Path | Non
         path = recording or Path(scratch, "replay.rec")
         if recording is None:
             run_replay(prepare(load_trace(args), settings), path)
-        picture(path, args.screenshot, args.size, args.at, args.panel)
+        shown = picture(path, args.size, args.at, args.panel)
+        args.screenshot.write_text(shown, encoding="utf-8")
     return 0
 
 

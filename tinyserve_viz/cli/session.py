@@ -32,6 +32,7 @@ from tinyserve_viz.kernels.copy_bandwidth import host_copy_bandwidth
 from tinyserve_viz.kernels.numpy_backend import NumpyBackend
 from tinyserve_viz.kernels.session import HostSession
 from tinyserve_viz.recording.header import Header
+from tinyserve_viz.recording.prefix_ids import encode_prefix_ids
 from tinyserve_viz.recording.recorder import Digest, Recorder
 from tinyserve_viz.recording.timeline import Timeline
 from tinyserve_viz.report.summary import Outcome, summarize
@@ -108,7 +109,8 @@ def prepare(trace: Trace, settings: Settings) -> Header:
         "copy_bandwidth": None if engine.compaction == "off" else host_copy_bandwidth(),
         "tool": __version__,
     }
-    return Header(engine, rules, model, content, workload, origin)
+    ids = encode_prefix_ids(trace.hash_block or engine.block_size, (r.prefix_hash_ids for r in trace.requests))
+    return Header(engine, rules, model, content, workload, origin, ids)
 
 
 def _kernels_by_size(engine: EngineConfig, workload: Workload) -> str:

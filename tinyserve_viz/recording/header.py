@@ -22,7 +22,10 @@ _COLUMNS = ("arrival_us", "prompt_len", "output_len", "num_samples", "parent", "
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Header:
-    """Everything that a view needs to know besides the events; `origin` holds trace name, format, backend, versions."""
+    """Everything that a view needs to know besides the events; `origin` holds trace name, format, backend, versions.
+
+    `prefix_ids` are the trace's own, encoded (`recording.prefix_ids`); None where it had none.
+    """
 
     engine: EngineConfig
     rules: EngineRules
@@ -30,6 +33,7 @@ class Header:
     content: ContentConfig
     workload: Workload
     origin: dict[str, Any]
+    prefix_ids: bytes | None = None
 
     @property
     def stream(self) -> dict[str, Any] | None:
@@ -70,6 +74,8 @@ class Header:
             steps = np.diff(w.hash_flat, prepend=np.int32(0))  # mostly 1, so that little is left of them
             counts = np.diff(w.hash_offsets).astype(np.int32)
             rows["hashes"] = zlib.compress(encode_value({"counts": counts, "steps": steps}))
+        if self.prefix_ids is not None:
+            rows["prefix_ids"] = self.prefix_ids
         return rows
 
     @classmethod
@@ -98,6 +104,7 @@ class Header:
             content=ContentConfig(**settings["content"]),
             workload=workload,
             origin=settings["origin"],
+            prefix_ids=rows.get("prefix_ids"),
         )
 
 

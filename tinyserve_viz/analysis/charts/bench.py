@@ -45,13 +45,13 @@ class BenchFile(msgspec.Struct):
 
 
 class BenchSource:
-    """The rows of a bench file that may be drawn: those with a time that a device took.
+    """The rows of a bench file that may be drawn: those with a time that a device took; or `all_rows`.
 
     Raises:
         TinyserveError: the file is no bench file, or holds no such row.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, all_rows: bool = False) -> None:
         self.name = path.name
         try:
             self.file = msgspec.json.decode(path.read_bytes(), type=BenchFile)
@@ -61,6 +61,9 @@ class BenchSource:
             raise TinyserveError(
                 f"{path}: neither a recording nor a bench file ({error}); expected an object with `device` and `rows`"
             ) from None
+        self.rows = self.file.rows
+        if all_rows:
+            return
         timed = [row for row in self.file.rows if row.us is not None and row.error is None]
         self.rows = [row for row in timed if REFERENCE not in (row.provenance, self.file.provenance)]
         if not self.rows:

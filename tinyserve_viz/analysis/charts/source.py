@@ -172,6 +172,16 @@ class RunSource:
         return found
 
     @cached_property
+    def prefills_us(self) -> dict[int, list[int]]:
+        """Per sequence: ends of the steps that completed its prompt, once more after every preemption."""
+        found: dict[int, list[int]] = {}
+        for index, row in enumerate(self._ended):
+            if row[_PREFILLED].data:
+                for seq in array_of(row[_PREFILLED]).tolist():
+                    found.setdefault(seq, []).append(int(self.steps["time_us"][index]))
+        return found
+
+    @cached_property
     def finished_us(self) -> I64:
         """Per sequence: end of the step that wrote its last token, −1 where none did."""
         times = self.steps["time_us"]
