@@ -47,6 +47,7 @@ def test_every_topic_of_a_replay_has_its_line() -> None:
         "prefix cache": "0 of 15 prompt tokens hit (0.00 %); misses: capped 2, tail 13",
         "memory": "decode utilization 86.54 %, physical 83.33 %, waste 16.67 %, pool in use 30.00 % on average",
         "fragmentation": "at the end: internal –, external 0.00 %, 1 runs of free blocks, longest 10",
+        "compaction": "off; any free block serves any request, so external fragmentation costs no capacity here",
         "invariants": "24 checked, 0 violated",
     }
 

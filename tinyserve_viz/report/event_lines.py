@@ -87,10 +87,10 @@ def reference() -> str:
             "`tinyserve-viz export run.rec --format jsonl` writes UTF-8 JSON Lines. The first line is the header: "
             "`schema`, where the recording comes from (`trace`, `profile`, `arrivals`, `backend`, `device`, "
             "`kernels_run`, `tool` …), `engine`, `rules`, `model`, `content`, `request_ids` (by request number), "
-            "`request_of_seq` (request number by sequence number), `events`, `complete`, `digest`. Every other line is "
-            "an event: `index` (from 0), `step`, `kind`, with `--sentences` a `text`, and the fields below. Times are "
-            "in µs of simulated time, lengths in tokens, block ids physical unless called logical, −1 means none. Fields "
-            "marked *observed* were measured or derived by looking; they are not part of the digest."
+            "`request_of_seq` (request number by sequence number), `events`, `complete`, `digest`. Every other line "
+            "is an event: `index` (from 0), `step`, `kind`, with `--sentences` a `text`, and the fields below. Times "
+            "are in µs of simulated time, lengths in tokens, block ids physical unless called logical, −1 means none. "
+            "Fields marked *observed* were measured or derived by looking; they are not part of the digest."
         ),
         "",
         f"Causes of misses by number: {', '.join(f'{n} {cause}' for n, cause in enumerate(MISS_CAUSES))}.",
