@@ -80,9 +80,9 @@ def test_an_interrupted_recording_says_so_first() -> None:
     assert "INCOMPLETE" not in as_text({**summary, "complete": True})
 
 
-def test_kernels_add_their_own_lines_between_fragmentation_and_invariants() -> None:
+def test_kernels_add_their_own_lines_between_compaction_and_invariants() -> None:
     lines = lines_of(summary_of(TWO, kernels="all"))
-    assert list(lines)[-6:] == ["fragmentation", "selection", "levels", "kernels", "invariants", "digest"]
+    assert list(lines)[-6:] == ["compaction", "selection", "levels", "kernels", "invariants", "digest"]
     assert lines["selection"].startswith("paper, ratio 0.3: ")
     assert "attention mass retained" in lines["selection"]
     assert lines["kernels"].startswith("(NumPy reference, wall time) ")
