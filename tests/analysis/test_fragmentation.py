@@ -143,6 +143,6 @@ def test_the_verdict_says_what_costs_nothing_and_what_may() -> None:
         "at any value"
     )
     assert internal == "internal 12 %: this is what a paged pool loses; smaller blocks lose less"
-    assert "4,096 bytes of a block in a row, 128 memory sectors, so where a block lies does not change" in scatter
+    assert "4,096 bytes of a block in a row, 128 memory sectors, so scatter makes it fetch no more bytes" in scatter
     assert stranded.startswith("stranded 67 %")
     assert "gaps between blocks waste part of a memory burst" in verdict_in_words(found, 64)[2]

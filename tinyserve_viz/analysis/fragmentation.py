@@ -25,7 +25,7 @@ from tinyserve_viz.core.state import CacheState
 
 SUPER_SIZE = 128  # blocks in a super-page; kvcached maps memory by pages of about that many
 SECTOR = 32  # bytes, the smallest piece that a GPU's DRAM traffic is counted in
-LONG_RUN = 512  # bytes in a row from which on where the next run lies no longer matters: several bursts of DRAM
+LONG_RUN = 512  # bytes in a row: several bursts of DRAM, so hardly a byte is fetched in vain wherever the next run lies
 RUN_BINS = 32  # bin k: free runs of 2**k … 2**(k+1) − 1 blocks
 
 I64 = NDArray[np.int64]
@@ -177,8 +177,9 @@ def verdict_in_words(found: Fragmentation, block_bytes: int) -> list[str]:
         what = f"scatter {_percent(found.scatter)}: attention reads {block_bytes:,} bytes of a block in a row, "
         if block_bytes >= LONG_RUN:
             said.append(
-                f"{what}{block_bytes // SECTOR:,} memory sectors, so where a block lies does not change what is read; "
-                "it turns one copy a sequence (swap, transfer) into one a run"
+                f"{what}{block_bytes // SECTOR:,} memory sectors, so scatter makes it fetch no more bytes; it costs "
+                "what jumping costs (`claims --only fragmentation` measures it) and turns one copy a sequence (swap, "
+                "transfer) into one a run"
             )
         else:
             said.append(f"{what}so little that gaps between blocks waste part of a memory burst: use larger blocks")

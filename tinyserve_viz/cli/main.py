@@ -30,6 +30,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("export", "tinyserve_viz.cli.export", "write tables, events, a Perfetto trace or the requests of a recording"),
     ("plot", "tinyserve_viz.cli.plot", "draw a recording or a bench file: PNG, SVG, PDF, HTML or text"),
     ("curve", "tinyserve_viz.cli.curve", "prefix-cache hit rates of a trace by capacity and policy"),
+    ("claims", "tinyserve_viz.cli.claims", "published claims beside what is counted and measured here"),
     ("kernels", "tinyserve_viz.cli.kernels", "list, verify or build the kernel set"),
 )
 
