@@ -32,6 +32,7 @@ class Context:
 def mem_get_info(): return 1 << 30, 1 << 36
 """
 COMMANDS = (["kernels", "verify", "--backend", "cuda", "--kernel", "block_fork"],)
+BENCH = ["kernels", "bench", "--kernel", "block_fork"]
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +118,25 @@ def test_with_a_gpu_and_no_compiler(
     assert complaint(command, capsys) == (
         "nvcc not found in --nvcc, $CUDA_HOME, PATH and the nvidia-cuda-nvcc wheels; tinyserve-viz doctor says how to "
         "get it; or use --backend numpy"
+    )
+
+
+@pytest.mark.parametrize("json", [[], ["--json"]])
+def test_a_bench_is_refused_because_a_reference_is_none(
+    json: list[str], pycuda: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    never = "bench times kernels on a GPU, never the NumPy reference: "
+    pycuda.write_text("raise ImportError('libcuda.so.1: cannot open shared object file')", encoding="utf-8")
+    assert complaint([*BENCH, *json], capsys) == (
+        never
+        + "PyCUDA cannot load the NVIDIA driver (libcuda.so.1: cannot open shared object file); install the driver"
+    )
+    pycuda.write_text(DRIVER.format(init="pass", count=0), encoding="utf-8")
+    sys.modules.pop("pycuda.driver", None)
+    importlib.invalidate_caches()
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    assert complaint([*BENCH, *json], capsys) == (
+        never + "PyCUDA is not installed; pip install 'pycuda>=2025.1.2' (README: Install with a GPU)"
     )
 
 

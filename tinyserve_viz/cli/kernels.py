@@ -1,4 +1,4 @@
-"""`kernels`: list the kernel set, hold a backend to the oracles, compile the CUDA files."""
+"""`kernels`: list the kernel set, hold a backend to the oracles, compile the CUDA files, time them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import re
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+from tinyserve_viz.cli import kernels_bench
 
 if TYPE_CHECKING:
     from tinyserve_viz.kernels.backend import Backend
@@ -29,10 +31,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     build.add_argument(
         "--check", action="store_true", help="a spilled register is a finding too, like a parameter list that differs"
     )
-    for action in (listing, verify, build):
+    bench = actions.add_parser("bench", help="time the kernels on a GPU over the field's shapes")
+    kernels_bench.configure(bench)
+    for action in (listing, verify, build, bench):
         action.add_argument("--nvcc", metavar="PATH", help="compiler (default: $CUDA_HOME, PATH, then NVIDIA's wheels)")
         action.add_argument("--json", action="store_true", help="print one JSON object")
-    for action in (verify, build):
+    for action in (verify, build, bench):
         action.add_argument(
             "--kernel", action="append", default=[], metavar="NAME", help="this kernel only; repeatable"
         )
@@ -40,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do the action; 1 when it found something wrong."""
-    return {"list": _list, "verify": _verify, "build": _build}[args.action](args)
+    return {"list": _list, "verify": _verify, "build": _build, "bench": kernels_bench.run}[args.action](args)
 
 
 def _list(args: argparse.Namespace) -> int:

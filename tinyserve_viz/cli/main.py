@@ -31,7 +31,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("plot", "tinyserve_viz.cli.plot", "draw a recording or a bench file: PNG, SVG, PDF, HTML or text"),
     ("curve", "tinyserve_viz.cli.curve", "prefix-cache hit rates of a trace by capacity and policy"),
     ("claims", "tinyserve_viz.cli.claims", "published claims beside what is counted and measured here"),
-    ("kernels", "tinyserve_viz.cli.kernels", "list, verify or build the kernel set"),
+    ("kernels", "tinyserve_viz.cli.kernels", "list, verify, build or time the kernel set"),
 )
 
 

@@ -1,0 +1,92 @@
+"""`kernels bench`: time the kernels on a GPU as the field does, and lay the table beside others'."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tinyserve_viz.kernels.bench.row import Facts, Row
+
+FINDING = 1
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `kernels bench`."""
+    parser.add_argument(
+        "--grid", default="quick", choices=("quick", "full"), help="shapes to time (default %(default)s)"
+    )
+    parser.add_argument(
+        "--against", action="append", default=[], type=Path, metavar="FILE",
+        help="bench file, ours or of other implementations, to print ratios to; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--from", dest="source", type=Path, metavar="FILE", help="take the rows of a bench file; no GPU"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the bench file here too")
+    parser.add_argument(
+        "--budget-s", type=float, default=float("inf"), metavar="S", help="start no row after S seconds"
+    )
+    parser.epilog = "exit code 1 when a kernel computed something wrong (it is then not timed); 3 without a GPU"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure or read, print, compare; 1 when a row failed its check."""
+    from tinyserve_viz.kernels.backend import kernel_named
+    from tinyserve_viz.kernels.bench.against import ratios, table
+    from tinyserve_viz.kernels.bench.row import HEAD, line, read_bench
+
+    names = [kernel_named(name).name for name in args.kernel]
+    others = [(path.name, read_bench(path)) for path in args.against]
+    if args.source:
+        found = read_bench(args.source)
+        if not args.json:
+            print("\n".join([_title(found), HEAD, *(line(row) for row in found["rows"])]))
+    else:
+        found = _measure(args, names)
+    pairs = ratios(found["rows"], others)
+    if others:
+        found["against"] = [asdict(pair) for pair in pairs]
+    text = json.dumps(found, ensure_ascii=False)
+    if args.output:
+        args.output.write_text(text + "\n", encoding="utf-8")
+    if args.json:
+        print(text)
+    elif others:
+        print("\n" + "\n".join(table(pairs, found, others)))
+    failed = [row for row in found["rows"] if "error" in row]
+    for row in failed:
+        print(f"{row['op']}, {row['impl']}, {row['shape']}: {row['error']}", file=sys.stderr)
+    for left_out in found.get("left_out", ()):
+        print(f"left out: {left_out}", file=sys.stderr)
+    return FINDING if failed else 0
+
+
+def _measure(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
+    from tinyserve_viz.core.toolkit import find_nvcc
+    from tinyserve_viz.kernels.bench.row import HEAD, line
+    from tinyserve_viz.kernels.bench.run import find_gpu, run_bench
+
+    gpu = find_gpu()
+    if args.nvcc:
+        gpu.nvcc = find_nvcc(args.nvcc)
+    started = False
+
+    def report(row: Row, facts: Facts) -> None:
+        nonlocal started
+        if not started:
+            print(_title({"device": facts.device, "clocks": facts.clocks, "peaks": facts.peaks}) + "\n" + HEAD)
+        started = True
+        print(line(row), flush=True)
+
+    return run_bench(gpu, args.grid, names, args.budget_s, report=None if args.json else report)
+
+
+def _title(found: dict[str, Any]) -> str:
+    copy = found.get("peaks", {}).get("copy")
+    parts = [found["device"], f"copy {copy:.0f} GB/s (read + written)" if copy else "", found.get("clocks", "")]
+    return ", ".join(part for part in parts if part)

@@ -1,0 +1,179 @@
+"""Rows of what moves K and V: writes, block copies, compaction moves. They overwrite the pools of the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyserve_viz.kernels.bench.attention import tables
+from tinyserve_viz.kernels.bench.device import DeviceArray, DeviceCall, Noise
+from tinyserve_viz.kernels.bench.grid import BLOCK_SIZE, Model, copy_shapes, write_shapes
+from tinyserve_viz.kernels.bench.timing import sets_for
+from tinyserve_viz.kernels.bench.work import Bench, Work, WrongResultError, same
+
+I32 = NDArray[np.int32]
+
+
+def _pools(bench: Bench, model: Model) -> dict[str, DeviceArray]:
+    """K, V and boxes of as many blocks as the memory for inputs holds."""
+    num_blocks = bench.elements // (BLOCK_SIZE * model.num_kv_heads * model.head_dim)
+    pool = (num_blocks, BLOCK_SIZE, model.num_kv_heads, model.head_dim)
+    return {
+        "key_cache": bench.noise("keys").view(pool),
+        "value_cache": bench.noise("values").view(pool),
+        "box": bench.noise("boxes").view((num_blocks, model.num_kv_heads, 2, model.head_dim)),
+    }
+
+
+def writes(bench: Bench) -> Iterator[Work]:
+    """New K and V rows into their slots, boxes kept: one token a sequence as in decode, many as in prefill."""
+    if not bench.wants("fused_reshape_and_block_write"):
+        return
+    for model, rows, new, context in write_shapes(bench.grid):
+        pools = _pools(bench, model)
+        num_blocks = pools["box"].shape[0]
+        label = f"{model.name} B={rows} new={new} ctx={context}"
+        per_set = rows * -(-context // BLOCK_SIZE)
+        if per_set > num_blocks:
+            bench.left_out.append(f"kv-write {label}: {per_set} blocks are needed, {num_blocks} fit in the memory")
+            continue
+        num_bytes = 8 * rows * new * model.num_kv_heads * model.head_dim
+        sets = sets_for(bench.device, num_bytes, min(64, num_blocks // per_set))
+        row = 2 * model.num_kv_heads * model.head_dim
+        fresh = Noise(bench.device, rows * new * row * min(sets, 8), bench.seed + 40)
+        start = context - new
+        touched = -(-context // BLOCK_SIZE) - start // BLOCK_SIZE
+        positions = np.full(rows, start, np.int32)
+        ref = bench.device.put(np.ones(num_blocks, np.int32))
+        calls = []
+        for i, table in enumerate(tables(bench.rng(rows, new, context), [context] * rows, num_blocks, sets)):
+            arrays: dict[str, Any] = {
+                **pools, "ref": ref, "block_table": table, "start_pos": positions,
+                "kv": fresh.view((rows * new, 2, model.num_kv_heads, model.head_dim), at=i % 8 * rows * new * row),
+                "token_start": np.arange(rows, dtype=np.int64) * new, "seq_lens": np.full(rows, context, np.int32),
+                "work_start": np.arange(rows, dtype=np.int64) * touched,
+            }  # fmt: skip
+            calls.append([bench.call("fused_reshape_and_block_write", arrays, num_work=rows * touched)])
+        yield Work(
+            "kv-write", "fused_reshape_and_block_write", label, num_bytes, {"": calls},
+            partial(_check_write, bench, fresh, model, rows, new, context),
+            facts={"model": model.name, "batch": rows, "new": new, "ctx": context, "tokens": rows * new},
+        )  # fmt: skip
+
+
+def _check_write(
+    bench: Bench, fresh: Noise, model: Model, rows: int, new: int, context: int, calls: Sequence[DeviceCall]
+) -> None:  # fmt: skip
+    """First, middle and last token of three sequences where the table says, inside their blocks' boxes."""
+    read, arrays = bench.device.read, calls[0].arrays
+    table = read(arrays["block_table"])
+    width = model.num_kv_heads * model.head_dim
+    for seq in sorted({0, rows // 2, rows - 1}):
+        for token in sorted({0, new // 2, new - 1}):
+            position = context - new + token
+            block, slot = int(table[seq, position // BLOCK_SIZE]), position % BLOCK_SIZE
+            given = fresh.rows(np.array([(seq * new + token) * 2 * width]), 2 * width)[0].reshape(2, -1, model.head_dim)
+            for name, expected in (("key_cache", given[0]), ("value_cache", given[1])):
+                same(f"{name}[{block}, {slot}]", read(arrays[name].part(block).part(slot)), expected)
+            low, high = np.moveaxis(read(arrays["box"].part(block)), 1, 0)
+            if not ((low <= given[0]) & (given[0] <= high)).all():
+                raise WrongResultError(f"box[{block}] does not hold the key of token {token} of sequence {seq}")
+
+
+def copies(bench: Bench) -> Iterator[Work]:
+    """Whole blocks, K, V and boxes, from random places to random places."""
+    if not bench.wants("fused_block_copy"):
+        return
+    for model, count in copy_shapes(bench.grid):
+        layered = {name: pool.of_one_layer() for name, pool in _pools(bench, model).items()}
+        num_blocks = layered["box"].shape[1]
+        num_bytes = 8 * count * BLOCK_SIZE * model.num_kv_heads * model.head_dim
+        sets = sets_for(bench.device, num_bytes, min(64, num_blocks // (2 * count)))
+        ids = bench.rng(count, 3).permutation(num_blocks).astype(np.int32)[: 2 * count * sets].reshape(sets, 2, count)
+        ref = bench.device.put(np.ones(num_blocks, np.int32))
+        full = np.full(count, BLOCK_SIZE, np.int32)
+        plans = [np.stack([source, target, full], axis=1) for source, target in ids]
+        calls = [[bench.call("fused_block_copy", {"ops": plan, "ref": ref, **layered})] for plan in plans]
+        yield Work(
+            "block-copy", "fused_block_copy", _label(model, count), num_bytes, {"": calls},
+            partial(_check_copies, bench, plans[0][:, :2]),
+            facts={"model": model.name, "blocks": count}, note="one launch, boxes too",
+        )  # fmt: skip
+
+
+def _label(model: Model, count: int) -> str:
+    size = 4 * BLOCK_SIZE * model.num_kv_heads * model.head_dim
+    return f"{model.name} blocks={count} x {size >> 10} KiB"
+
+
+def _check_copies(
+    bench: Bench, pairs: I32, calls: Sequence[DeviceCall], names: Sequence[str] = ("key_cache", "value_cache", "box")
+) -> None:  # fmt: skip
+    """K, V and boxes of some targets are those of their sources."""
+    for source, target in pairs[:: max(1, len(pairs) // 7)].tolist():
+        for name in names:
+            pool = calls[0].arrays[name].part(0)
+            same(f"{name}[{target}]", bench.device.read(pool.part(target)), bench.device.read(pool.part(source)))
+
+
+def moves(bench: Bench) -> Iterator[Work]:
+    """A compaction plan applied: blocks moved, table, references and generations with them; there and back in turn."""
+    if not bench.wants("memory_compaction"):
+        return
+    for model, count in copy_shapes(bench.grid):
+        layered = {name: pool.of_one_layer() for name, pool in _pools(bench, model).items()}
+        num_blocks = layered["box"].shape[1]
+        num_bytes = 8 * count * BLOCK_SIZE * model.num_kv_heads * model.head_dim
+        sets = sets_for(bench.device, num_bytes, min(8, num_blocks // (2 * count)))
+        ids = bench.rng(count, 4).permutation(num_blocks).astype(np.int32)[: 2 * count * sets].reshape(sets, count, 2)
+        calls = [_there_and_back(bench, layered, pairs) for pairs in ids]
+        yield Work(
+            "compaction-move", "memory_compaction", _label(model, count), num_bytes, {"": calls},
+            partial(_check_moves, bench, ids[0]), calls_per_launch=2,
+            facts={"model": model.name, "blocks": count}, note="there and back in turn",
+        )  # fmt: skip
+
+
+def _there_and_back(bench: Bench, layered: dict[str, DeviceArray], pairs: I32) -> list[DeviceCall]:
+    num_blocks, count = layered["box"].shape[1], len(pairs)
+    ref = np.zeros(num_blocks, np.int32)
+    ref[pairs[:, 0]] = 1
+    table = np.full((256, max(64, -(-count // 256))), -1, np.int32)
+    table.reshape(-1)[:count] = pairs[:, 0]
+    state: dict[str, NDArray[Any]] = {
+        "block_table": table, "ref": ref, "gen": np.ones(num_blocks, np.int32), "cached": np.zeros(num_blocks, np.uint8)
+    }  # fmt: skip
+    held = {name: bench.device.put(array) for name, array in state.items()}
+    calls = []
+    for plan in (pairs, pairs[:, ::-1]):
+        old_to_new = np.arange(num_blocks, dtype=np.int32)
+        old_to_new[plan[:, 0]] = plan[:, 1]
+        arrays = {
+            "moves": np.ascontiguousarray(plan),
+            "num_moves": np.array([count], np.int32),
+            "old_to_new": old_to_new,
+        }
+        calls.append(bench.call("memory_compaction", {**arrays, **layered, **held}))
+    return calls
+
+
+def _check_moves(bench: Bench, pairs: I32, calls: Sequence[DeviceCall]) -> None:
+    """After both ways the table and references are what they were, and both places of a block hold the same K and V.
+
+    The box is at home again, and that of the place which was left is empty.
+    """
+    read, arrays = bench.device.read, calls[0].arrays
+    table, ref = read(arrays["block_table"]).reshape(-1), read(arrays["ref"])
+    same("block_table", table[: len(pairs)], np.ascontiguousarray(pairs[:, 0]))
+    expected = np.zeros(len(ref), np.int32)
+    expected[pairs[:, 0]] = 1
+    same("ref", ref, expected)
+    _check_copies(bench, pairs, calls, ("key_cache", "value_cache"))
+    box = arrays["box"].part(0)
+    for home, left in pairs[:: max(1, len(pairs) // 7)].tolist():
+        if not np.isfinite(read(box.part(home))).all() or np.isfinite(read(box.part(left))).any():
+            raise WrongResultError(f"box[{home}] is not at home again, or box[{left}] was left behind")

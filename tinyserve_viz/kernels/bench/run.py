@@ -1,0 +1,89 @@
+"""A whole bench run: find the GPU, measure what a copy gives there, then row by row check and time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tinyserve_viz.core.errors import GpuUnavailable
+from tinyserve_viz.kernels.bench import attention, movement, selection, step, upkeep
+from tinyserve_viz.kernels.bench.device import Device
+from tinyserve_viz.kernels.bench.row import Facts, Row, bench_file
+from tinyserve_viz.kernels.bench.timing import peaks
+from tinyserve_viz.kernels.bench.work import Bench, Family, measure_all
+from tinyserve_viz.kernels.cuda_backend import Gpu, gpu
+
+# What overwrites the inputs' pools stands last.
+FAMILIES: tuple[Family, ...] = (
+    attention.decode,
+    selection.sparse,
+    selection.top_k,
+    selection.analysis,
+    selection.mass,
+    upkeep.allocation,
+    upkeep.forks,
+    upkeep.bookkeeping,
+    upkeep.pools,
+    upkeep.work_lists,
+    upkeep.content,
+    step.step,
+    movement.writes,
+    movement.copies,
+    movement.moves,
+)
+
+
+def find_gpu() -> Gpu:
+    """The GPU to time.
+
+    Raises:
+        GpuUnavailable: there is none; a reference is not a benchmark.
+    """
+    try:
+        return gpu()
+    except GpuUnavailable as error:
+        why = re.sub(r"[;,] (or )?use --backend numpy$", "", str(error))
+        raise GpuUnavailable(f"bench times kernels on a GPU, never the NumPy reference: {why}") from error
+
+
+def run_bench(
+    found: Gpu,
+    grid: str,
+    kernels: Sequence[str] = (),
+    budget_s: float = float("inf"),
+    seed: int = 0,
+    report: Callable[[Row, Facts], None] | None = None,
+) -> dict[str, Any]:
+    """Time the grid's rows of the named kernels, or of all; the bench file. `report` sees each row as it is made."""
+    with found.current() as driver:
+        device = Device(found)
+        best, clocks = peaks(device)
+        version = driver.get_driver_version()
+        facts = Facts(
+            device=found.name,
+            arch=found.arch,
+            driver=f"CUDA {version // 1000}.{version % 1000 // 10}",
+            cuda=".".join(map(str, driver.get_version())),
+            clocks=clocks,
+            l2_bytes=device.l2_bytes,
+            grid=grid,
+            seed=seed,
+            peaks=best,
+        )
+        bench = Bench(device, grid, frozenset(kernels), seed, elements=_elements(device))
+        rows = []
+        for row in measure_all(FAMILIES, bench, best["copy"], budget_s):
+            rows.append(row)
+            if report:
+                report(row, facts)
+        return bench_file(facts, rows, bench.left_out)
+
+
+def _elements(device: Device) -> int:
+    """Elements of each of the pools K and V: 4 GiB, or less, so that all inputs take half of the free memory."""
+    most = device.free_bytes() // 2 // 5  # two pools, boxes of an eighth, new rows, outputs
+    elements = 1 << 31
+    while 2 * elements > most:
+        elements //= 2
+    return elements
