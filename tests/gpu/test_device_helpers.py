@@ -67,7 +67,7 @@ class Helpers:
             function = self.module.get_function(name)
             given = [arrays.get(i, value) for i, value in enumerate(held)]
             function(*given, block=(threads, 1, 1), grid=(blocks, 1))
-            driver.memcpy_dtoh(out, arrays[arguments.index(None)])
+            driver.memcpy_dtoh(out, arrays[next(i for i, argument in enumerate(arguments) if argument is None)])
             for memory in arrays.values():
                 memory.free()
         return out

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> HostGpu:
     """Shapes that NumPy does at once; everything else is as on a device."""
     monkeypatch.setattr(timing, "Graph", HostGraph)
     monkeypatch.setattr(timing, "_GRAPH_US", 1.0)
-    monkeypatch.setattr(timing, "_clocks", lambda *_: "SM 1980 MHz")
+    told = {"clocks": "SM 1980 MHz", "driver": "580.95"}
+    monkeypatch.setattr(timing, "_told_by_driver", lambda *_: told)
     monkeypatch.setattr(run, "_elements", lambda _device: 1 << 17)
     monkeypatch.setattr(attention, "MODELS", (SMALL,))
     monkeypatch.setattr(attention, "LLAMA3_8B", SMALL)
@@ -119,8 +122,7 @@ def test_a_kernel_that_computes_something_else_is_reported_and_not_timed(kernel:
     def spoil(name: str, arrays: Mapping[str, Any]) -> None:
         if name == kernel:
             array = arrays[SPOILED[kernel]]
-            part = array[0, arrays["ops"][0, 1]] if kernel == "fused_block_copy" else array
-            part += np.ones(1, array.dtype)
+            array += np.ones(1, array.dtype)
 
     host.after = spoil
     own = "query_aware" if kernel == "query_aware_paged_attention" else kernel
@@ -161,3 +163,26 @@ def test_inputs_take_half_of_the_memory_that_is_free(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(Driver, "free", free)
         assert run._elements(device) == elements
         assert 2 * 2 * elements * 1.125 < free / 2
+
+
+def test_clocks_and_driver_are_what_nvidia_smi_says_under_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worked = []
+
+    def told(script: str | None) -> dict[str, str]:
+        if script is not None:
+            (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+            (tmp_path / "nvidia-smi").chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        return timing._told_by_driver(lambda: worked.append(1), lambda: time.sleep(0.002))
+
+    nothing = {"clocks": "", "driver": ""}
+    assert told(None) == nothing
+    assert told("echo 580.95, 1980, 2619, 47") == {
+        "clocks": "SM 1980 MHz, memory 2619 MHz, 47 °C under copies",
+        "driver": "580.95",
+    }
+    assert worked
+    assert told("echo 580.95, '[N/A]', '[N/A]', 47") == nothing
+    assert told("exit 9") == nothing

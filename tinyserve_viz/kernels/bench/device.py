@@ -97,14 +97,18 @@ class Noise:
 
     def __init__(self, device: Device, count: int, seed: int) -> None:
         self.count = count
+        self._driver = device.driver
         self._tile = np.random.default_rng(seed).standard_normal(self.PERIOD, np.float32).astype(np.float16)
         self._array = device.empty((count,), np.float16)
-        first = min(count, self.PERIOD)
-        device.driver.memcpy_htod(self._array.pointer, self._tile[:first])
-        have = first
-        while have < count:  # what is there is a whole number of periods
-            more = min(have, count - have)
-            device.driver.memcpy_dtod(self._array.pointer + 2 * have, self._array.pointer, 2 * more)
+        self.renew()
+
+    def renew(self) -> None:
+        """Put every element there (again)."""
+        have = min(self.count, self.PERIOD)
+        self._driver.memcpy_htod(self._array.pointer, self._tile[:have])
+        while have < self.count:  # what is there is a whole number of periods
+            more = min(have, self.count - have)
+            self._driver.memcpy_dtod(self._array.pointer + 2 * have, self._array.pointer, 2 * more)
             have += more
 
     def view(self, shape: Sequence[int], at: int = 0) -> DeviceArray:

@@ -18,8 +18,13 @@ from tinyserve_viz.kernels.bench.work import Bench, Work, WrongResultError, same
 I32 = NDArray[np.int32]
 
 
+_POOLS = {"key_cache": "keys", "value_cache": "values", "box": "boxes"}
+
+
 def _pools(bench: Bench, model: Model) -> dict[str, DeviceArray]:
-    """K, V and boxes of as many blocks as the memory for inputs holds."""
+    """K, V and boxes of as many blocks as the memory for inputs holds, as they were before anything was moved."""
+    for name in _POOLS.values():
+        bench.noise(name).renew()
     num_blocks = bench.elements // (BLOCK_SIZE * model.num_kv_heads * model.head_dim)
     pool = (num_blocks, BLOCK_SIZE, model.num_kv_heads, model.head_dim)
     return {
@@ -110,14 +115,25 @@ def _label(model: Model, count: int) -> str:
     return f"{model.name} blocks={count} x {size >> 10} KiB"
 
 
-def _check_copies(
-    bench: Bench, pairs: I32, calls: Sequence[DeviceCall], names: Sequence[str] = ("key_cache", "value_cache", "box")
-) -> None:  # fmt: skip
-    """K, V and boxes of some targets are those of their sources."""
-    for source, target in pairs[:: max(1, len(pairs) // 7)].tolist():
-        for name in names:
-            pool = calls[0].arrays[name].part(0)
-            same(f"{name}[{target}]", bench.device.read(pool.part(target)), bench.device.read(pool.part(source)))
+def _check_copies(bench: Bench, pairs: I32, calls: Sequence[DeviceCall]) -> None:
+    """K, V and boxes of some sources are what they were, and those of their targets the same."""
+    for source, target in _sample(pairs):
+        for name in _POOLS:
+            for block in (source, target):
+                _check_block(bench, calls[0], name, block, source)
+
+
+def _sample(pairs: I32) -> list[list[int]]:
+    found: list[list[int]] = pairs[:: max(1, len(pairs) // 7)].tolist()
+    return found
+
+
+def _check_block(bench: Bench, call: DeviceCall, name: str, block: int, source: int) -> None:
+    """A block holds what `source` held at first."""
+    held = call.arrays[name].part(0).part(block)
+    size = int(np.prod(held.shape))
+    expected = bench.noise(_POOLS[name]).rows(np.array([source * size]), size).reshape(held.shape)
+    same(f"{name}[{block}]", bench.device.read(held), expected)
 
 
 def moves(bench: Bench) -> Iterator[Work]:
@@ -162,18 +178,17 @@ def _there_and_back(bench: Bench, layered: dict[str, DeviceArray], pairs: I32) -
 
 
 def _check_moves(bench: Bench, pairs: I32, calls: Sequence[DeviceCall]) -> None:
-    """After both ways the table and references are what they were, and both places of a block hold the same K and V.
-
-    The box is at home again, and that of the place which was left is empty.
-    """
+    """After both ways table, references and blocks are what they were; the place that was left has an empty box."""
     read, arrays = bench.device.read, calls[0].arrays
     table, ref = read(arrays["block_table"]).reshape(-1), read(arrays["ref"])
     same("block_table", table[: len(pairs)], np.ascontiguousarray(pairs[:, 0]))
     expected = np.zeros(len(ref), np.int32)
     expected[pairs[:, 0]] = 1
     same("ref", ref, expected)
-    _check_copies(bench, pairs, calls, ("key_cache", "value_cache"))
-    box = arrays["box"].part(0)
-    for home, left in pairs[:: max(1, len(pairs) // 7)].tolist():
-        if not np.isfinite(read(box.part(home))).all() or np.isfinite(read(box.part(left))).any():
-            raise WrongResultError(f"box[{home}] is not at home again, or box[{left}] was left behind")
+    for home, left in _sample(pairs):
+        for name in _POOLS:
+            _check_block(bench, calls[0], name, home, home)
+        for name in ("key_cache", "value_cache"):
+            _check_block(bench, calls[0], name, left, home)
+        if np.isfinite(read(arrays["box"].part(0).part(left))).any():
+            raise WrongResultError(f"box[{left}] is not empty, though the block is free")

@@ -58,14 +58,15 @@ def run_bench(
     """Time the grid's rows of the named kernels, or of all; the bench file. `report` sees each row as it is made."""
     with found.current() as driver:
         device = Device(found)
-        best, clocks = peaks(device)
+        best, told = peaks(device)
         version = driver.get_driver_version()
+        runs = f"CUDA {version // 1000}.{version % 1000 // 10}"
         facts = Facts(
             device=found.name,
             arch=found.arch,
-            driver=f"CUDA {version // 1000}.{version % 1000 // 10}",
+            driver=f"{told['driver']}, {runs}" if told["driver"] else runs,
             cuda=".".join(map(str, driver.get_version())),
-            clocks=clocks,
+            clocks=told["clocks"],
             l2_bytes=device.l2_bytes,
             grid=grid,
             seed=seed,

@@ -95,8 +95,8 @@ def _estimate(device: Device, launches: Sequence[Launch], restores: Sequence[Lau
     return float(np.median(times[-5:]))
 
 
-def peaks(device: Device) -> tuple[dict[str, float], str]:
-    """GB/s of a device-to-device copy (read + written) and of a fill, and the clocks while they ran.
+def peaks(device: Device) -> tuple[dict[str, float], dict[str, str]]:
+    """GB/s of a device-to-device copy (read + written) and of a fill, and what nvidia-smi said while they ran.
 
     Each is the median of 20 runs over 2 GiB, or over an eighth of the free memory where that is less.
     """
@@ -122,25 +122,28 @@ def peaks(device: Device) -> tuple[dict[str, float], str]:
         "copy": 2 * size / median_us(copy) / 1000,
         "write": size / median_us(lambda: driver.memset_d32(target.pointer, 0x12345678, size // 4)) / 1000,
     }
-    return found, _clocks(copy, driver.Context.synchronize)
+    return found, _told_by_driver(copy, driver.Context.synchronize)
 
 
-def _clocks(busy: Callable[[], None], wait: Callable[[], None]) -> str:
-    """Clocks of the GPU under load, as the driver's nvidia-smi tells them; empty where it does not."""
-    query = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,temperature.gpu", "--format=csv,noheader,nounits"]
+def _told_by_driver(busy: Callable[[], None], wait: Callable[[], None]) -> dict[str, str]:
+    """`clocks` of the GPU under load and the `driver`, from nvidia-smi; both empty where it does not tell."""
+    fields = "driver_version,clocks.sm,clocks.mem,temperature.gpu"
+    query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    nothing = {"clocks": "", "driver": ""}
     try:
         asked = subprocess.Popen(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     except OSError:
-        return ""
+        return nothing
     for _ in range(2000):  # some 3 s of copies
-        if asked.poll() is not None:
-            break
         busy()
         wait()
+        if asked.poll() is not None:
+            break
     else:
         asked.kill()
     first = (asked.communicate()[0] or "").splitlines()
-    fields = [field.strip() for field in first[0].split(",")] if first else []
-    if len(fields) != 3 or not fields[0].isdigit():
-        return ""
-    return f"SM {fields[0]} MHz, memory {fields[1]} MHz, {fields[2]} °C under copies"
+    found = [field.strip() for field in first[0].split(",")] if first else []
+    if len(found) != 4 or not found[1].isdigit():
+        return nothing
+    driver, sm, memory, celsius = found
+    return {"clocks": f"SM {sm} MHz, memory {memory} MHz, {celsius} °C under copies", "driver": driver}
