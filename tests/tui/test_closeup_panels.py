@@ -14,7 +14,7 @@ from tinyserve_viz.cli.inspector import ContentInspector
 from tinyserve_viz.cli.main import main
 from tinyserve_viz.cli.replay import PANEL_NAMES
 from tinyserve_viz.core.apply import apply
-from tinyserve_viz.core.events import BlocksSelected
+from tinyserve_viz.core.events import BlocksSelected, CompactionPlanned, LevelsAdapted
 from tinyserve_viz.core.resources import data_folder
 from tinyserve_viz.recording.timeline import Timeline
 from tinyserve_viz.tui.app import PANELS
@@ -25,7 +25,7 @@ from tinyserve_viz.tui.selection import SelectionPanel
 from tinyserve_viz.tui.upkeep import UpkeepPanel
 
 CLOSEUPS = (SelectionPanel, BalancePanel, UpkeepPanel)
-ALL = Wanted(scores=True, work=True, levels=True)
+ALL = Wanted(scores=True, work=True, upkeep=True)
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +140,34 @@ def test_nothing_is_wider_or_longer_than_its_place(
         lines = kind().plain(view_at(timeline, step), width, height)
         assert len(lines) <= height
         assert max(map(len, lines)) <= width, max(lines, key=len)
+
+
+def test_the_compaction_that_was_done_is_shown_as_it_was_planned(timeline: Timeline) -> None:
+    index, event = next((i, e) for i, _, e in timeline.events_of_kind(CompactionPlanned) if len(e.src))  # type: ignore[attr-defined]
+    assert isinstance(event, CompactionPlanned)
+    found = player(timeline).frame(index + 1, ALL).compaction
+    assert found is not None
+    assert found.done
+    assert found.plan.plan.src.tolist() == event.src.tolist()
+    assert found.plan.plan.dst.tolist() == event.dst.tolist()
+    assert int(found.after.sum()) == event.live
+    assert int(np.flatnonzero(found.after)[-1]) == event.top_after
+    before = player(timeline).frame(index, ALL).compaction
+    assert before is not None
+    assert not before.done
+    assert before.plan.plan.src.tolist() == event.src.tolist()
+    lines = UpkeepPanel().plain(View(player(timeline).frame(index + 1, ALL), History()), 120, 20)
+    assert any("intelligent moved 6 blocks: 23 → 0" in line for line in lines)
+
+
+def test_levels_over_time_are_those_of_the_states(timeline: Timeline) -> None:
+    history, state = History(state=timeline.header.empty_state()), timeline.header.empty_state()
+    expected = []
+    for _, event in timeline.events():
+        history.add(event)
+        apply(state, event)
+        if isinstance(event, LevelsAdapted):
+            held = (state.ref > 0) | (state.hash >= 0)
+            expected.append((state.step, tuple(int((state.level[held] == level).sum()) for level in range(5))))
+    assert history.levels == expected
+    assert len(expected) == 2

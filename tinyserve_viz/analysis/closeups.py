@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyserve_viz.analysis.compaction import CompactionPreview, preview
 from tinyserve_viz.analysis.inspection import Inspector, ScoreRule, Scores, Shares
 from tinyserve_viz.core import events as ev
 from tinyserve_viz.core.state import CacheState
+from tinyserve_viz.recording.header import Header
 
 REQUIREMENTS = PRIORITIES = ("low", "medium", "high")
 NUM_LEVELS = 5
@@ -126,6 +128,20 @@ class Levels:
     hot_misses: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Compaction:
+    """What a compaction would do now, or with `done` what the last event's compaction did; `kinds` uint8 [num_blocks]
+    says of every block before it (BLOCK_KINDS), `after` bool [num_blocks] which are live then."""
+
+    plan: CompactionPreview
+    kinds: ev.U8
+    after: NDArray[np.bool_]
+    done: bool
+
+
+BLOCK_KINDS = ("free", "cached", "live", "pinned", "moves", "is filled")
+
+
 def chosen_blocks(event: ev.BlocksSelected, place: int) -> ev.I32:
     """Logical blocks that the sequence at `place` reads, one head after the other."""
     ends = np.concatenate([[0], np.cumsum(event.counts)])
@@ -209,12 +225,17 @@ def work_of(step: int, event: ev.BlocksSelected, lengths: ev.I32, inspector: Ins
     return Work(step, event.seqs, inspector.shares(lengths, None), inspector.shares(lengths, kept))
 
 
-def levels_of(state: CacheState, window: int) -> Levels:
-    """The levels of `state`, in windows of so many steps."""
+def level_spread(state: CacheState) -> tuple[int, ...]:
+    """Blocks in use or cached at each protection level."""
     held = (state.ref > 0) | (state.hash >= 0)
     held[: state.null_blocks] = False
+    return tuple(np.bincount(state.level[held], minlength=NUM_LEVELS).tolist())
+
+
+def levels_of(state: CacheState, window: int) -> Levels:
+    """The levels of `state`, in windows of so many steps."""
     return Levels(
-        spread=tuple(np.bincount(state.level[held], minlength=NUM_LEVELS).tolist()),
+        spread=level_spread(state),
         window=window,
         done=state.step % window,
         hits=int(state.window_hits.sum()),
@@ -224,3 +245,19 @@ def levels_of(state: CacheState, window: int) -> Levels:
         hot_requests=state.hot_requests,
         hot_misses=state.hot_misses,
     )
+
+
+def compaction_of(header: Header, state: CacheState, done: bool) -> Compaction:
+    """The compaction of `state`; with `done` that state is the one on which the last event decided."""
+    found = preview(header, state)
+    kinds = np.zeros(state.num_blocks, dtype=np.uint8)
+    live = state.ref > 0
+    kinds[(state.ref == 0) & (state.hash >= 0)] = BLOCK_KINDS.index("cached")
+    kinds[live] = BLOCK_KINDS.index("live")
+    kinds[found.pinned_blocks()] = BLOCK_KINDS.index("pinned")
+    kinds[found.plan.src] = BLOCK_KINDS.index("moves")
+    kinds[found.plan.dst] = BLOCK_KINDS.index("is filled")
+    after = live.copy()
+    after[found.plan.src] = False
+    after[found.plan.dst] = True
+    return Compaction(found, kinds, after, done)

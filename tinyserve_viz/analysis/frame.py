@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyserve_viz.analysis.closeups import Levels, Selection, Work
+from tinyserve_viz.analysis.closeups import Compaction, Levels, Selection, Work
 from tinyserve_viz.analysis.inspection import Scores
 from tinyserve_viz.analysis.sentences import count, hash_name
 from tinyserve_viz.core.workload import MISS_CAUSES
@@ -172,8 +172,9 @@ class Frame:
     `last_use` the step of its last allocation, hit or release. `looked_at` is one block (−1: none) whose every place
     in a block table is in `held_as`, as (sequence, logical block), the chosen sequence first.
     `touched` are the blocks that the last event names. `step` is that of the last event; `kernel_step` the step whose
-    kernels are listed (the last one that was timed). `level` protection and `freq` accesses by selections, per block.
-    `work`, `levels` and the scores of `selection` are there where they were asked for.
+    kernels are listed (the last one that was timed). Per block too: `level` protection, `freq` accesses by selections,
+    `weight` against moving it in a compaction, in whole units.
+    `work`, `levels`, `compaction` and the scores of `selection` are there where they were asked for.
     """
 
     header: Header
@@ -205,8 +206,10 @@ class Frame:
     said: tuple[Said, ...]
     level: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
     freq: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
+    weight: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, dtype=np.int32))
     work: Work | None = None
     levels: Levels | None = None
+    compaction: Compaction | None = None
     stream: StreamFacts | None = None
 
     @property
@@ -261,7 +264,7 @@ class Frame:
         return self.name(int(self.owner[block])) + (f" and {others} more" if others > 0 else "")
 
     def _idle(self, block: int) -> str:
-        return f", last used in step {self.last_use[block]}"
+        return f", last used in step {self.last_use[block]}" if self.last_use[block] else ""  # 0: never, or moved away
 
     def facts_of_block(self, block: int) -> tuple[tuple[str, str], ...]:
         """All that is known of a block, as (name, value)."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyserve_viz.analysis.closeups import Selection, levels_of, selection_of, work_of
+from tinyserve_viz.analysis.closeups import Compaction, Selection, compaction_of, levels_of, selection_of, work_of
 from tinyserve_viz.analysis.fragmentation import fragmentation
 from tinyserve_viz.analysis.frame import CACHED, FREE, NULL, Frame, KernelRow, Memory, Said, SeqRow, Table
 from tinyserve_viz.analysis.inspection import Inspector
@@ -16,6 +16,7 @@ from tinyserve_viz.analysis.sentences import count, provenance_title
 from tinyserve_viz.analysis.stream_frame import build_stream_frame
 from tinyserve_viz.core import events as ev
 from tinyserve_viz.core import state as st
+from tinyserve_viz.core.compaction import RULES
 from tinyserve_viz.core.state import CacheState
 from tinyserve_viz.core.stream import StreamState
 from tinyserve_viz.recording.header import Header
@@ -34,7 +35,7 @@ class Wanted:
     layer: int = 0
     scores: bool = True
     work: bool = False
-    levels: bool = False
+    upkeep: bool = False
 
 
 
@@ -49,10 +50,12 @@ def build_frame(
     wanted: Wanted,
     selected: tuple[int, ev.BlocksSelected, ev.I32] | None = None,
     inspector: Inspector | None = None,
+    compacted: CacheState | None = None,
 ) -> Frame:
     """The frame of `state`, which stands at `position`; `recent` are (step, event) just before it, oldest first.
 
     `selected` is the last selection of the wanted layer: its step, the event and its sequences' tokens at that moment.
+    `compacted` is the state before the last event where that is a compaction.
     """
     seq, block = _chosen(state, wanted.seq), wanted.block
     touched = touched_blocks(recent[-1][1]) if recent else ev.EMPTY
@@ -96,9 +99,22 @@ def build_frame(
         said=tuple(said),
         level=state.level.copy(),
         freq=state.freq.copy(),
+        weight=_weights(header, state),
         work=work_of(*selected, inspector) if selected is not None and inspector is not None and wanted.work else None,
-        levels=levels_of(state, inspector.window) if inspector is not None and wanted.levels else None,
+        levels=levels_of(state, inspector.window) if inspector is not None and wanted.upkeep else None,
+        compaction=_compaction(header, state, compacted) if wanted.upkeep else None,
     )
+
+
+def _weights(header: Header, state: CacheState) -> NDArray[np.int32]:
+    weight = RULES.get(header.engine.compaction, RULES["intelligent"]).weights(state.ref, state.freq, state.level)
+    return (np.where(state.ref > 0, weight, 0) // 1000).astype(np.int32)
+
+
+def _compaction(header: Header, state: CacheState, before: CacheState | None) -> Compaction | None:
+    if header.engine.allocator != "paged":
+        return None
+    return compaction_of(header, state if before is None else before, before is not None)
 
 
 def _chosen(state: CacheState, chosen: int | None) -> int:

@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tinyserve_viz.analysis.closeups import level_spread
 from tinyserve_viz.analysis.sentences import hash_name
 from tinyserve_viz.core import events as ev
+from tinyserve_viz.core.apply import apply
+from tinyserve_viz.core.state import CacheState
 from tinyserve_viz.recording.timeline import Timeline
 
 MARKS: dict[type[ev.Event], str] = {
@@ -37,8 +40,9 @@ class History:
     """Columns over the steps read so far, and `marks` as (event index, letter). `add` takes events in order.
 
     `ends[i]` is the number of events after which step i is complete; `waste` the unfilled share of the used slots;
-    `kernel_us` the time of all kernels of the step (0 where none ran). Of a KV-event stream the steps are batches, with
-    `cached`, `stored` and `removed` blocks, and no column that the stream does not tell.
+    `kernel_us` the time of all kernels of the step (0 where none ran). `levels` are (step, blocks at each protection
+    level) after every window; they need `state`, an empty one that the events are applied to on the way. Of a KV-event
+    stream the steps are batches, with `cached`, `stored` and `removed` blocks, and no column that it does not tell.
     """
 
     num_events: int = 0
@@ -53,11 +57,17 @@ class History:
     stored: list[int] = field(default_factory=list)
     removed: list[int] = field(default_factory=list)
     marks: list[tuple[int, str]] = field(default_factory=list)
+    levels: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
+    state: CacheState | None = None
     _pending_us: float = 0.0
 
     def add(self, event: ev.Event) -> None:
         """Take the next event."""
         index = self.num_events
+        if self.state is not None:
+            apply(self.state, event)
+            if isinstance(event, ev.LevelsAdapted):
+                self.levels.append((self.state.step, level_spread(self.state)))
         if isinstance(event, ev.StepEnded):
             self.time_us.append(event.time_us)
             self.used.append(event.used_blocks)

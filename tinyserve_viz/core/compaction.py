@@ -37,6 +37,12 @@ class CompactionRule:
     payback: int = 1000
     cooldown: int = 16
 
+    def weights(self, ref: I32, uses: I32, level: I32) -> NDArray[np.int64]:
+        """What stands against moving each block, per mille."""
+        heavy = np.int64(self.weight_uses) * uses + np.int64(self.weight_level) * level
+        heavy += np.int64(self.weight_shared) * (ref > 1)
+        return np.asarray(heavy)
+
     def cools_down(self, step: int, last: int) -> int:
         """Steps until a plan may be made again, 0 when now; `last` is the step of the last one, −1: none yet."""
         return 0 if last < 0 else max(0, last + self.cooldown - step)
@@ -79,8 +85,7 @@ def plan(
     in the prefix index). So sources and destinations are disjoint, and no pinned or cached block is overwritten.
     """
     live = ref > 0
-    heavy = np.int64(rule.weight_uses) * uses + np.int64(rule.weight_level) * level
-    heavy += np.int64(rule.weight_shared) * (ref > 1)
+    heavy = rule.weights(ref, uses, level)
     movable = live & (heavy < rule.threshold)
     holes = np.flatnonzero(~live & (cached == 0))
     movers = np.flatnonzero(movable)[::-1]

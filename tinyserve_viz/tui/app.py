@@ -31,7 +31,7 @@ from tinyserve_viz.recording.timeline import Timeline
 from tinyserve_viz.tui import keys, look
 from tinyserve_viz.tui.arrange import MIN_HEIGHT, MIN_WIDTH, SIDE_PANELS, arrange
 from tinyserve_viz.tui.balance import BalancePanel
-from tinyserve_viz.tui.block_map import MODES, BlockMap
+from tinyserve_viz.tui.block_map import MODES, MODES_WITHOUT_KERNELS, BlockMap
 from tinyserve_viz.tui.block_table import BlockTable
 from tinyserve_viz.tui.course import Course
 from tinyserve_viz.tui.dialogs import Prompt, TextScreen
@@ -97,7 +97,9 @@ class Debugger(App[None]):
         panel: str = "blocks",
     ) -> None:
         super().__init__()
-        self._player, self._history, self._replaying = Player(timeline, inspector), History(), replaying
+        self._player, self._replaying = Player(timeline, inspector), replaying
+        ran = timeline.header.origin.get("kernels_run", "none") != "none"
+        self._history = History(state=timeline.header.empty_state() if ran else None)
         self._ascii, self.position = ascii_only, start
         self._cursor, self._mode, self._zoomed = -1, 0, False
         self._playing, self._speed, self._ticks = False, 2, 0
@@ -160,7 +162,7 @@ class Debugger(App[None]):
             layer=self._layer,
             scores=bool(shown & {"table", "selection"}),
             work="balance" in shown,
-            levels="upkeep" in shown,
+            upkeep="upkeep" in shown,
         )
 
     def _fail(self, error: TinyserveError) -> None:
@@ -386,8 +388,9 @@ class Debugger(App[None]):
         self._lay_out()
 
     def action_colours(self) -> None:
-        """Colour the map by owner, references, filled tokens or age."""
-        self._mode = (self._mode + 1) % len(MODES)
+        """Colour the map by the next property; what kernels count only where some ran."""
+        ran = self._player.timeline.header.origin.get("kernels_run", "none") != "none"
+        self._mode = (self._mode + 1) % len(MODES if ran else MODES_WITHOUT_KERNELS)
         self._say("")
 
     def action_zoom(self) -> None:

@@ -53,7 +53,7 @@ def _pair(what: str, shares: Shares, styles: list[look.Style], letters: str, wid
         (f"{int(shares.after.max(initial=0)):,} tokens", look.BOLD),
         (f", {shares.imbalance_before / 1000:.2f} → {shares.imbalance_after / 1000:.2f} times the mean", look.DIM),
     )
-    head.truncate(width)
+    head.truncate(width, overflow="ellipsis")
     bars = max(1, height - 2)
     before = _columns(shares.before, styles, top, before_width, bars)
     after = _columns(shares.after, [look.GOOD], top, after_width, bars)

@@ -18,7 +18,9 @@ from tinyserve_viz.analysis.frame import CACHED, FREE, NULL, UNTOLD, Frame
 from tinyserve_viz.tui import look
 from tinyserve_viz.tui.panel import BlockChosen, Panel, PanelChosen, View
 
-MODES = ("owner", "references", "filled", "age")
+MODES = ("owner", "references", "filled", "age", "accesses", "level", "weight")
+MODES_WITHOUT_KERNELS = MODES[:4]
+_OF_CONTENT = MODES[3:]  # what cached blocks without a holder have too
 _LABEL = 7  # places of the block id at the left of a row
 _CURSOR = Style(color="#ffd75f", bgcolor=look.INK, reverse=True, bold=True)
 _TOUCHED = Style(underline=True, bold=True, color=look.INK, bgcolor="#ffffff")
@@ -130,11 +132,16 @@ def cells(frame: Frame, grid: Grid, mode: str) -> list[Cell]:
     owners, whole = kinds(frame, grid)
     refs = _reduced(frame.ref, frame, grid, "max").tolist()
     fills = _reduced(frame.fill, frame, grid, "mean").tolist()
-    ages = _reduced(frame.age, frame, grid, "min").tolist()
+    value, how = {
+        "accesses": (frame.freq, "max"),
+        "level": (frame.level, "max"),
+        "weight": (frame.weight, "max"),
+    }.get(mode, (frame.age, "min"))
+    values = _reduced(value if len(value) else np.zeros_like(frame.ref), frame, grid, how).tolist()
     size = frame.block_size
     made: dict[tuple[int, bool, int, int, int], Cell] = {}
     found = []
-    for key in zip(owners.tolist(), whole.tolist(), refs, fills, ages, strict=True):
+    for key in zip(owners.tolist(), whole.tolist(), refs, fills, values, strict=True):
         cell = made.get(key)
         if cell is None:
             cell = made[key] = _cell(*key, size, mode, grid)
@@ -142,7 +149,8 @@ def cells(frame: Frame, grid: Grid, mode: str) -> list[Cell]:
     return found
 
 
-def _cell(owner: int, whole: bool, ref: int, fill: int, age: int, size: int, mode: str, grid: Grid) -> Cell:
+def _cell(owner: int, whole: bool, ref: int, fill: int, value: int, size: int, mode: str, grid: Grid) -> Cell:
+    """One cell; `value` is what the mode is about where that is not the holder, references or filled tokens."""
     wide = grid.cell > 1
     if owner < 0 and not (owner == UNTOLD and mode != "owner"):
         glyph, style = {
@@ -151,16 +159,16 @@ def _cell(owner: int, whole: bool, ref: int, fill: int, age: int, size: int, mod
             NULL: (look.GLYPH_NULL, look.FAINT),
             UNTOLD: (look.GLYPH_UNTOLD, look.UNTOLD_STYLE),
         }[owner]
-        if owner == CACHED and mode == "age":
-            return _figure(*_age(age), wide)
+        if owner == CACHED and mode in _OF_CONTENT:
+            return _figure(*_valued(mode, value), wide)
         return ((glyph * 3 if wide and owner in (CACHED, UNTOLD) else f"{glyph}  " if wide else glyph, style),)
     if mode == "references":
         return _figure(_short(ref), look.ramp(1.0 if ref > 8 else (ref.bit_length() * 2 - 1) / 7), wide)
     if mode == "filled":
         style = look.ramp(0.9 if fill >= size else 0.5 * fill / size)
         return ((f"{fill:^3}" if wide else look.level(fill, size) if fill < size else "█", style),)
-    if mode == "age":
-        return _figure(*_age(age), wide)
+    if mode in _OF_CONTENT:
+        return _figure(*_valued(mode, value), wide)
     full = fill >= size
     chip = look.owner_chip(owner) if full or wide else look.owner_shade(owner)
     letter = look.owner_letter(owner)
@@ -181,10 +189,15 @@ def _figure(figure: str, style: Style, wide: bool) -> Cell:
     return ((f" {figure} " if wide else figure, style),)
 
 
-def _age(age: int) -> tuple[str, Style]:
-    """Steps since the last use as a figure that grows with their logarithm: 0 now, 1 one step, 2 up to 3, 3 up to 7."""
-    figure = min(9, int(age).bit_length())
-    return str(figure), look.ramp(1 - figure / 9)
+def _valued(mode: str, value: int) -> tuple[str, Style]:
+    """A figure and its colour. Ages and accesses by their logarithm: 0 none, 1 one, 2 up to 3, 3 up to 7 …; levels and
+    weights as they are."""
+    if mode == "level":
+        return str(value), look.ramp(value / 4)
+    if mode == "weight":
+        return _short(value), look.ramp(min(value, 10) / 10)
+    figure = min(9, int(value).bit_length())
+    return str(figure), look.ramp(1 - figure / 9 if mode == "age" else figure / 9)
 
 
 def legend(mode: str, grid: Grid, width: int, most: int = 1, stream: bool = False) -> list[Text]:
@@ -223,17 +236,11 @@ def legend(mode: str, grid: Grid, width: int, most: int = 1, stream: bool = Fals
         ]
     else:
         items += [
-            (
-                ("0", look.ramp(1)),
-                " stored in this batch " if stream else " used this step ",
-                ("1", look.ramp(8 / 9)),
-                " one ago ",
-                ("3", look.ramp(6 / 9)),
-                " ≤7 ",
-                ("6", look.ramp(3 / 9)),
-                " ≤63 ",
-                ("9", look.ramp(0)),
-                " ≥256",
+            tuple(
+                part
+                for value, words in (_STREAM_AGES if stream and mode == "age" else _EXAMPLES[mode])
+                for figure, style in [_valued(mode, value)]
+                for part in ((figure, style), words)
             )
         ]
     if stream and mode == "owner":
@@ -255,6 +262,16 @@ def legend(mode: str, grid: Grid, width: int, most: int = 1, stream: bool = Fals
             lines[-1].append("  ")
         lines[-1].append_text(part)
     return lines
+
+
+_AGES = ((1, " one ago "), (7, " ≤7 "), (63, " ≤63 "), (256, " ≥256"))
+_STREAM_AGES = ((0, " stored in this batch "), *_AGES)
+_EXAMPLES = {
+    "age": ((0, " used this step "), *_AGES),
+    "accesses": ((0, " no access "), (1, " one "), (7, " ≤7 "), (63, " ≤63 "), (256, " ≥256, by selections, decayed")),
+    "level": ((0, " not protected "), (2, " level 2 "), (4, " best protected")),
+    "weight": ((0, " light "), (2, " pinned from here "), (4, " shared and more")),
+}
 
 
 class BlockMap(Panel):

@@ -35,7 +35,7 @@ GROUPS: tuple[tuple[str, tuple[Binding, ...]], ...] = (
             Binding("W", "sequence(-1)", "previous sequence"),
             Binding("enter", "inspect", "inspect the chosen block: its holders and what happened to it"),
             Binding("escape", "release", "choose nothing, show all panels"),
-            Binding("c", "colours", "map by owner, references, filled tokens or age"),
+            Binding("c", "colours", "map by owner, references, filled tokens, age, accesses or level"),
             Binding("z", "zoom", "zoom the map: one block a place, or the whole pool"),
         ),
     ),

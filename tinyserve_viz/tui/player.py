@@ -49,12 +49,14 @@ class Player:
         back = _to_selection(last_steps, wanted.layer)
         first = max(0, position - max(_SAID, back))
         state = self._state_at(first)
-        said, selected = [], None
+        said, selected, compacted = [], None, None
         for index, (step, event) in enumerate(recent[len(recent) - (position - first) :], first):
             if index >= position - _SAID:
                 said.append(Said(index, step, type(event).__name__, sentence(event, state)))
             if index == position - back and isinstance(event, ev.BlocksSelected):
                 selected = step, event, state.ctx[event.seqs]
+            if index == position - 1 and isinstance(event, ev.CompactionPlanned) and len(event.src):
+                compacted = state.copy()
             apply(state, event)
         return build_frame(
             timeline.header,
@@ -67,6 +69,7 @@ class Player:
             wanted,
             selected,
             self._inspector,
+            compacted,
         )
 
     def _state_at(self, position: int) -> CacheState:

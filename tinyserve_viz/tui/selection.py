@@ -51,16 +51,18 @@ class SelectionPanel(Panel):
             if len(part) <= left:
                 worth += part
                 left -= len(part)
-        if left >= len(told) - len(rates) + 2 and len(worth) > len(rates):
-            left -= len(told) - len(rates)
-            worth = [line for line in worth if line not in rates] + told
         if left > 0 and strips:
             strips, left = [caption, *strips], left - 1
-        more = min(max(0, left), len(chosen) - 1)
+        more = min(left, len(chosen) - 1, 3)
         left -= more
+        if left >= len(told) - len(rates) and len(worth) > len(rates):
+            left -= len(told) - len(rates)
+            worth = [line for line in worth if line not in rates] + told
         by_head, _ = _strips(view, chosen, width, by_head=True)
         if left >= len(by_head) - len(strips) + 1 > 0:
+            left -= len(by_head) - len(strips) + 1
             strips = [caption, *by_head]
+        more += max(0, min(left, len(chosen) - 1 - more))
         rows = self._chains(view, chosen, width, 1 + more)
         signs = max(8, width - _LABEL)
         self._strip_at = (len(rows), len(strips), max(1, -(-chosen.chosen.shape[1] // signs)))
@@ -198,7 +200,7 @@ def _sum(chosen: Selection, width: int) -> list[Text]:
     )
     if width >= text.cell_len + 34:
         text.append(f"; high above {rule.threshold / 1000:g}, medium above {rule.threshold / 2000:g}", look.DIM)
-    text.truncate(width)
+    text.truncate(width, overflow="ellipsis")
     return [text]
 
 
@@ -214,7 +216,7 @@ def _kept(chosen: Selection, width: int) -> Text:
     text.append(f"all sequences {float(event.retained.mean()):.3f}", look.DIM)
     if width >= 90:
         text.append(f", worst head of all {float(event.retained.min()):.3f}", look.DIM)
-    text.truncate(width)
+    text.truncate(width, overflow="ellipsis")
     return text
 
 
@@ -227,7 +229,7 @@ def _bytes(chosen: Selection, width: int) -> Text:
         f" of the K/V of the step's {len(chosen)} sequences",
         ("; all of it stays resident", look.DIM),
     )
-    text.truncate(width)
+    text.truncate(width, overflow="ellipsis")
     return text
 
 
