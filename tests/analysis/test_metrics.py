@@ -99,15 +99,22 @@ def test_selection_sums_over_rows_and_keeps_the_extremes() -> None:
                 np.array(mass, dtype=np.float32), np.array(error, dtype=np.float32), read, 50,
             ),
         )  # fmt: skip
-    assert summed.selection() == {
+    section = summed.selection()
+    assert section is not None
+    told = {name: value for name, value in section.items() if value is not None}
+    assert told == {
         "policy": "paper",
         "ratio": 0.3,
         "rows": 2,
-        "retained_mass": {"mean": 0.75, "min": 0.5},
+        "retained_mass": {"mean": 0.75, "min": 0.5, "oracle_mean": None},
         "output_error": {"mean": 0.25, "max": 0.5},
+        "hit_rates": dict.fromkeys(
+            ("prefix_hit", "selection_recall", "temporal_reuse", "next_step_recall", "hot_region_hit")
+        ),
+        "bytes": {"read": 0, "to_choose": 0, "dense": 0, "resident_mean": None, "resident_peak": None},
         "read_share": 0.4,
         "resident_share": 1.0,
-        "levels": {"raised": 0, "lowered": 0},
+        "levels": {"raised": 0, "lowered": 0, "windows": 0},
         "compactions": 0,
     }
 

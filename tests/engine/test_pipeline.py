@@ -281,8 +281,8 @@ def test_topics_make_a_block_say_something_and_iid_does_not() -> None:
 def test_unknown_content_and_selection_are_refused_in_one_line() -> None:
     header = prepare(two_requests(), Settings())
     with pytest.raises(ConfigError, match=r"^content 'npz' cannot be generated; known: iid, topics$"):
-        Content(ContentConfig(kind="npz"), ModelConfig(), header.workload, 16)
-    with pytest.raises(ConfigError, match=r"^unknown selection 'best'; known: paper, seed$"):
+        Content(ContentConfig(kind="npz", path="x.npz"), ModelConfig(), header.workload, 16)
+    with pytest.raises(ConfigError, match=r"^unknown selection 'best'; known: oracle, paper, random, recency, seed"):
         engine_on(Settings(engine={"selection": "best"}), two_requests())
     with pytest.raises(ConfigError, match=r"need the paged allocator"):
         prepare(two_requests(), Settings(engine={"allocator": "exact"}, kernels="all"))

@@ -82,8 +82,15 @@ def test_an_interrupted_recording_says_so_first() -> None:
 
 def test_kernels_add_their_own_lines_between_compaction_and_invariants() -> None:
     lines = lines_of(summary_of(TWO, kernels="all"))
-    assert list(lines)[-6:] == ["compaction", "selection", "levels", "kernels", "invariants", "digest"]
-    assert lines["selection"].startswith("paper, ratio 0.3: ")
+    after = list(lines)[list(lines).index("compaction") :]
+    assert [topic for topic in after if topic] == [
+        "compaction", "selection", "hit rates", "box bound", "bytes", "levels", "kernels", "invariants", "digest",
+    ]  # fmt: skip
+    assert lines["selection"].startswith("paper, ratio 0.3 on content topics(8, 0.9): ")
     assert "attention mass retained" in lines["selection"]
+    assert lines["box bound"].endswith(" times")
+    assert "broken 0 of " in lines["box bound"]
     assert lines["kernels"].startswith("(NumPy reference, wall time) ")
-    assert "attention did not run" in lines_of(summary_of(TWO, kernels="decisions"))["selection"]
+    decided = lines_of(summary_of(TWO, kernels="decisions"))["selection"]
+    assert "attention mass retained" in decided  # summed from the masses of the blocks
+    assert "output error" not in decided

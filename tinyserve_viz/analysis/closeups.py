@@ -190,6 +190,8 @@ def _scores(
 ) -> tuple[Scores | None, str]:
     if inspector is None:
         return None, "scores are not worked out again here"
+    if inspector.why_not:
+        return None, inspector.why_not
     scores = inspector.scores(int(event.seqs[at]), length, event.layer)
     return scores, "" if scores is not None else f"{length:,} tokens are too many to score again for a picture"
 

@@ -53,6 +53,7 @@ class Inspector(Protocol):
 
     rule: ScoreRule
     window: int  # steps after which protection levels are adapted
+    why_not: str  # why no scores can be made at all, or ""
 
     def scores(self, seq: int, context: int, layer: int) -> Scores | None:
         """What the query of the last of `context` tokens of `seq` saw; None where that would take too long."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from tinyserve_viz.analysis.compaction import predicted_us
 from tinyserve_viz.analysis.fragmentation import fragmentation as fragmentation
+from tinyserve_viz.analysis.quality import HotRegionTotals, QualityTotals
 from tinyserve_viz.core import events as ev
 from tinyserve_viz.core.config import EngineConfig, ModelConfig
 from tinyserve_viz.core.state import CacheState
@@ -25,8 +27,9 @@ class Metrics:
     def __init__(self, workload: Workload, engine: EngineConfig) -> None:
         self._engine = engine
         self._workload = workload
+        self.quality, self.hot_region = QualityTotals(), HotRegionTotals()
         self._class_tokens = np.zeros(len(MISS_CAUSES), dtype=np.int64)
-        self._kinds = {
+        self._kinds: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.StepEnded: self._step_ended,
             ev.BlocksAllocated: self._blocks_allocated,
             ev.BlocksFreed: self._blocks_freed,
@@ -37,7 +40,8 @@ class Metrics:
             ev.BlocksCopied: self._blocks_copied,
             ev.RequestRejected: self._request_rejected,
             ev.RequestCancelled: self._request_cancelled,
-            ev.BlocksSelected: self._blocks_selected,
+            ev.BlocksSelected: self.quality.add,
+            ev.BlocksPlaced: self.hot_region.add,
             ev.KernelsTimed: self._kernels_timed,
             ev.CompactionPlanned: self._compaction_planned,
             ev.LevelsAdapted: self._levels_adapted,
@@ -50,12 +54,8 @@ class Metrics:
         self.allocations = self.frees = self.evictions = self.copies = self.preemptions = 0
         self.completed = self.rejected = self.cancelled = 0
         self.recomputed_tokens = 0
-        self.compaction_moves = self.compactions = self.levels_raised = self.levels_lowered = 0
+        self.compaction_moves = self.compactions = self.levels_raised = self.levels_lowered = self.windows = 0
         self._verdicts: dict[str, int] = {}
-        self._policy: str | None = None
-        self._rows_selected = self._tokens_read = self._tokens_held = 0
-        self._retained: list[float] = [0.0, 0.0, 2.0]  # sum, count, least
-        self._errors: list[float] = [0.0, 0.0, 0.0]  # sum, count, greatest
         self._kernel_calls: dict[str, int] = {}
         self._kernel_us: dict[str, list[float]] = {}
         self._kernel_totals: dict[str, float] = {}
@@ -110,19 +110,6 @@ class Metrics:
     def _request_cancelled(self, _event: Any) -> None:
         self.cancelled += 1
 
-    def _blocks_selected(self, event: Any) -> None:
-        self._policy = event.policy
-        self._rows_selected += len(event.seqs)
-        self._tokens_read += event.tokens_read
-        self._tokens_held += event.tokens_held
-        if len(event.retained):
-            self._retained[0] += float(event.retained.sum(dtype=np.float64))
-            self._retained[1] += len(event.retained)
-            self._retained[2] = min(self._retained[2], float(event.retained.min()))
-            self._errors[0] += float(event.output_errors.sum(dtype=np.float64))
-            self._errors[1] += len(event.output_errors)
-            self._errors[2] = max(self._errors[2], float(event.output_errors.max()))
-
     def _kernels_timed(self, event: Any) -> None:
         self._provenance = event.provenance
         columns = (event.names.split(), event.calls.tolist(), event.total_us.tolist(), event.bytes.tolist())
@@ -138,25 +125,24 @@ class Metrics:
         self._verdicts[event.verdict] = self._verdicts.get(event.verdict, 0) + 1
 
     def _levels_adapted(self, event: Any) -> None:
+        self.windows += 1
         self.levels_raised += int((event.decisions > 0).sum())
         self.levels_lowered += int((event.decisions < 0).sum())
 
     def selection(self) -> dict[str, Any] | None:
-        """The section `selection`: None when no kernels ran. `retained_mass` is exp(lse_selected − lse_full), over
-        (step, layer, sequence, query head); bytes are not counted here but tokens, of which K and V were `read`."""
-        if self._policy is None:
+        """The section `selection`, told key by key in docs/selection.md; None when no kernels ran."""
+        if self.quality.policy is None:
             return None
-        total, count, least = self._retained
-        error, errors, worst = self._errors
+        budget_blocks = self._engine.budget_blocks
+        by_share = self.quality.policy not in ("seed", "seed-published")
+        prompt_tokens = int(self._class_tokens.sum())
         return {
-            "policy": self._policy,
-            "ratio": self._engine.ratio_permille / 1000 if self._policy == "paper" else None,
-            "rows": self._rows_selected,
-            "retained_mass": {"mean": total / count, "min": least} if count else None,
-            "output_error": {"mean": error / errors, "max": worst} if errors else None,
-            "read_share": _ratio(self._tokens_read, self._tokens_held),
-            "resident_share": 1.0,
-            "levels": {"raised": self.levels_raised, "lowered": self.levels_lowered},
+            "policy": self.quality.policy,
+            "ratio": self._engine.ratio_permille / 1000 if by_share and not budget_blocks else None,
+            "budget_blocks": budget_blocks or None if by_share else None,
+            **self.quality.as_dict(_ratio(int(self._class_tokens[0]), prompt_tokens), self.hot_region.hit_rate),
+            "levels": {"raised": self.levels_raised, "lowered": self.levels_lowered, "windows": self.windows},
+            "hot_region": self.hot_region.as_dict(),
             "compactions": self.compactions,
         }
 

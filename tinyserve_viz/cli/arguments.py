@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tinyserve_viz.core.config import MAX_LENGTH
+from tinyserve_viz.core.config import CONTENT_KINDS, MAX_LENGTH
 
 if TYPE_CHECKING:
     from tinyserve_viz.trace import Trace
@@ -44,8 +46,38 @@ def add_trace_arguments(parser: argparse.ArgumentParser, positional: str = "trac
     )
 
 
+def add_content_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--content`; `content_of` reads it together with `--seed`."""
+    parser.add_argument(
+        "--content",
+        type=_content,
+        metavar="KIND",
+        help="what stands for K, V and queries: topics, iid (the control) or npz:FILE (captured, docs/selection.md)",
+    )
+
+
+def content_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that `--content` and `--seed` give."""
+    return {"seed": args.seed, **(args.content or {})}
+
+
+def _content(text: str) -> dict[str, Any]:
+    kind, colon, path = text.partition(":")
+    if kind not in CONTENT_KINDS or bool(colon) != (kind == "npz") or (colon and not path):
+        raise argparse.ArgumentTypeError(f"{text!r} given, expected topics, iid or npz:FILE")
+    return {"kind": kind, "path": path, "sha256": None} if kind == "npz" else {"kind": kind}
+
+
 def load_trace(args: argparse.Namespace, positional: str = "trace") -> Trace:
-    """Read the trace that the arguments of `add_trace_arguments` name."""
+    """Read the trace that the arguments of `add_trace_arguments` name.
+
+    Captured content that a trace names by a relative path is looked for beside the trace.
+    """
     from tinyserve_viz.trace import read_trace
 
-    return read_trace(getattr(args, positional), args.format, args.limit, args.max_len)
+    place = getattr(args, positional)
+    trace = read_trace(place, args.format, args.limit, args.max_len)
+    path = trace.content.get("path")
+    if path is not None and not Path(path).is_absolute():
+        trace = replace(trace, content={**trace.content, "path": str(Path(place).parent / path)})
+    return trace

@@ -8,8 +8,10 @@ from collections import OrderedDict
 import numpy as np
 
 from tinyserve_viz.analysis.inspection import ScoreRule, Scores, Shares
+from tinyserve_viz.core.errors import ConfigError
 from tinyserve_viz.core.events import F32, I32
-from tinyserve_viz.engine.content import F16, Content
+from tinyserve_viz.engine.choosing import Chooser
+from tinyserve_viz.engine.content import F16, content_of
 from tinyserve_viz.kernels.backend import kernel_named
 from tinyserve_viz.kernels.numpy_backend import NumpyBackend
 from tinyserve_viz.kernels.parameters import default
@@ -36,7 +38,12 @@ class ContentInspector:
 
     def __init__(self, header: Header) -> None:
         self._header = header
-        self._content = Content(header.content, header.model, header.workload, header.engine.block_size)
+        self.why_not = ""
+        try:
+            self._content = content_of(header.content, header.model, header.workload, header.engine.block_size)
+        except ConfigError as error:  # a recording opens without the file of captured content
+            self.why_not = f"K, V and queries were captured, their file is needed: {error}"
+        self._reduction = Chooser(header.engine, header.model, header.content.seed).box_reduction
         self._backend, self._num_workers = NumpyBackend(), HostSession.num_workers
         self._keys: OrderedDict[tuple[int, int], F16] = OrderedDict()
         self._scores: OrderedDict[tuple[int, int, int], Scores] = OrderedDict()
@@ -46,7 +53,7 @@ class ContentInspector:
         workload = self._header.workload
         if workload.num_hashes and not len(workload.hash_flat):
             return None  # recorded before recordings held the prefixes, on which the content depends
-        if not 0 < context <= MOST_TOKENS:
+        if self.why_not or not 0 < context <= MOST_TOKENS:
             return None
         known = self._scores.get((seq, context, layer))
         if known is None:
@@ -64,10 +71,11 @@ class ContentInspector:
         pool[context:] = keys[-1]  # so that the boxes of the last block are those of its tokens alone
         pool = pool.reshape(blocks, size, *keys.shape[1:])
         box = np.stack([pool.min(axis=1), pool.max(axis=1)], axis=2)
-        query = self._query(seq, context - 1, layer)
+        content = self._content
+        query = content.queries(np.array([seq], dtype=np.int32), np.array([context - 1], dtype=np.int32), layer)
         table = np.arange(blocks, dtype=np.int32)[None]
         shape = (1, model.num_kv_heads, blocks)
-        scale = np.float32(1) / np.sqrt(np.float32(model.head_dim))
+        scale = content.scale
         scored = self._backend.run(
             kernel_named("block_scoring"),
             {
@@ -77,7 +85,7 @@ class ContentInspector:
                 "num_seq_blocks": np.array([blocks], dtype=np.int32),
                 "block_score": np.empty(shape, dtype=np.float32),
             },
-            {"reduction": "max"},
+            {"reduction": self._reduction},
         )
         massed = self._backend.run(
             kernel_named("block_mass"),
@@ -93,35 +101,16 @@ class ContentInspector:
         score: F32 = scored["block_score"][0] * scale
         return Scores(score=score, mass=massed["block_mass"][0])
 
-    def _query(self, seq: int, position: int, layer: int) -> F16:
-        """The query of the token at `position`, float16 [1][num_heads][head_dim]."""
-        model, content = self._header.model, self._content
-        token, topic, at = content.tokens(
-            np.array([seq], dtype=np.int32),
-            np.array([position], dtype=np.int32),
-            np.array([position + 1], dtype=np.int32),
-        )
-        arrays = {
-            "token": np.ascontiguousarray(token),
-            "position": at,
-            "query_token": np.zeros(1, dtype=np.int32),
-            "kv": np.empty((1, 2, model.num_kv_heads, model.head_dim), dtype=np.float16),
-            "query": np.empty((1, model.num_heads, model.head_dim), dtype=np.float16),
-        }
-        if content.centres is not None:
-            centre, sink = content.centres
-            arrays |= {"topic": topic, "centre": centre[layer], "sink": sink[layer]}
-        made = self._backend.run(kernel_named("content_generation"), arrays, {"seed": content.seed, "layer": layer})
-        query: F16 = made["query"]
-        return query
-
     def _first_keys(self, seq: int, context: int, layer: int) -> F16:
         """Keys of the first `context` tokens, float16 [context][num_kv_heads][head_dim]; what is known is kept."""
         known = self._keys.pop((seq, layer), None)
         have = 0 if known is None else len(known)
         if have < context:
             # Twice as many as needed now, as far as there are tokens: the next steps append one each.
-            stop = min(len(self._content.identities(seq)), max(context, min(2 * context, context + 512)))
+            workload = self._header.workload
+            request = workload.request_of_seq[seq]
+            total = int(workload.prompt_len[request] + workload.output_len[request])
+            stop = min(total, max(context, min(2 * context, context + 512)))
             fresh = self._content.keys_and_values(seq, have, stop, layer)[:, 0]
             known = fresh.copy() if known is None else np.concatenate([known, fresh])
         assert known is not None

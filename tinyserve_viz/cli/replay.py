@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyserve_viz.cli.arguments import add_trace_arguments, load_trace, whole_number
-from tinyserve_viz.core.config import ALLOCATORS
+from tinyserve_viz.cli.arguments import add_content_argument, add_trace_arguments, content_of, load_trace, whole_number
+from tinyserve_viz.core.config import ALLOCATORS, REDUCTIONS, SELECTION_HEADS, SELECTIONS
 from tinyserve_viz.core.rules import PROFILES, RULES_IN_WORDS
 
 if TYPE_CHECKING:
@@ -97,9 +97,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="intelligent (heavy blocks stay where they are), plain (all may move) or off "
         "(default: intelligent where kernels run)",
     )
-    parser.add_argument("--selection", metavar="POLICY", help="which blocks a query reads: paper or seed")
+    add_content_argument(parser)
     parser.add_argument(
-        "--ratio", type=ratio, metavar="R", help="share of the blocks that selection paper keeps, 0.001 to 1"
+        "--selection", metavar="POLICY", help=f"which blocks a query reads: {', '.join(SELECTIONS)} (docs/selection.md)"
+    )
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument(
+        "--ratio", type=ratio, metavar="R", help="share of a sequence's blocks that is kept, 0.001 to 1"
+    )
+    budget.add_argument(
+        "--budget-blocks", type=whole_number(1), metavar="N", help="keep N blocks of every sequence in place of a share"
+    )
+    for name, which in (("sinks", "first"), ("recent", "last")):
+        parser.add_argument(
+            f"--{name}",
+            type=whole_number(0),
+            metavar="N",
+            help=f"{which} blocks always kept, inside the budget (default: the policy's)",
+        )
+    parser.add_argument(
+        "--selection-heads", choices=SELECTION_HEADS, help="choose for each KV head (default), or once for all"
+    )
+    parser.add_argument(
+        "--reduction", choices=REDUCTIONS[1:], help="score of a KV head from its query heads (default: the policy's)"
+    )
+    parser.add_argument(
+        "--quality",
+        choices=("full", "off"),
+        default="full",
+        help="compare every choice with true attention (full), or not",
     )
     parser.add_argument(
         "--check",
@@ -171,17 +197,19 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
     names = [name.replace("-", "_") for name, _ in _ENGINE_OPTIONS]
     engine: dict[str, Any] = {name: getattr(args, name) for name in [*names, "allocator", "eviction", "compaction"]}
-    engine |= {"selection": args.selection, "ratio_permille": args.ratio}
+    engine |= {"selection": args.selection, "ratio_permille": args.ratio, "budget_blocks": args.budget_blocks}
+    engine |= {name: getattr(args, name) for name in ("selection_heads", "reduction", "sinks", "recent")}
     engine["prefix_caching"] = None if args.prefix_caching is None else args.prefix_caching == "on"
     return Settings(
         engine=engine,
-        content={"seed": args.seed},
+        content=content_of(args),
         profile=args.profile,
         rules=dict(_rule(text) for text in args.rule),
         arrivals=args.arrivals,
         check_every_step=args.check == "every",
         kernels=args.kernels,
         attention=args.attention,
+        quality=args.quality,
     )
 
 

@@ -24,12 +24,15 @@ from tinyserve_viz.core.events import Event
 from tinyserve_viz.core.rules import profile as rules_of_profile
 from tinyserve_viz.core.state import CacheState
 from tinyserve_viz.core.workload import Workload
-from tinyserve_viz.engine.pipeline import KernelPipeline, PipelineConfig
+from tinyserve_viz.engine.captured import check_lengths, model_of, read_capture
+from tinyserve_viz.engine.choosing import checked_selection
+from tinyserve_viz.engine.pipeline import QUALITIES, KernelPipeline, PipelineConfig
 from tinyserve_viz.engine.replay import Engine
 from tinyserve_viz.engine.seed_allocation import SeedBlockManager
 from tinyserve_viz.engine.workload import ARRIVALS, workload_of
 from tinyserve_viz.kernels.copy_bandwidth import host_copy_bandwidth
 from tinyserve_viz.kernels.numpy_backend import NumpyBackend
+from tinyserve_viz.kernels.parameters import PARAMETERS
 from tinyserve_viz.kernels.session import HostSession
 from tinyserve_viz.recording.header import Header
 from tinyserve_viz.recording.prefix_ids import encode_prefix_ids
@@ -59,6 +62,7 @@ class Settings:
     kernels: str | None = None  # all, decisions, none; None: by the size of the trace
     attention: str = "all"
     oracles: bool = False  # whether policies that know the whole trace may be had
+    quality: str = "full"  # full or off
 
 
 def prepare(trace: Trace, settings: Settings) -> Header:
@@ -86,9 +90,16 @@ def prepare(trace: Trace, settings: Settings) -> Header:
         )
     if rules.null_block and engine.num_blocks < 2:
         raise ConfigError("num_blocks is 1, expected 2 or more: block 0 is the null block")
-    model = with_overrides(ModelConfig(), dict(trace.model))
     content = with_overrides(ContentConfig(seed=trace.seed), {**trace.content, **_given(settings.content)})
     workload = workload_of(trace, engine.block_size, rules.cache_outputs, settings.arrivals)
+    captured: dict[str, Any] | None = None
+    if content.kind == "npz":
+        capture = read_capture(str(content.path), content.sha256)
+        check_lengths(capture, workload)
+        model, content = model_of(capture, dict(trace.model)), replace(content, sha256=capture.sha256)
+        captured = capture.about()
+    else:
+        model = with_overrides(ModelConfig(), dict(trace.model))
     kernels = settings.kernels or _kernels_by_size(engine, workload)
     if kernels != "none" and engine.allocator != "paged":
         raise ConfigError(f"kernels {kernels!r} need the paged allocator, not {engine.allocator!r}")
@@ -98,6 +109,9 @@ def prepare(trace: Trace, settings: Settings) -> Header:
         engine = replace(engine, compaction="intelligent" if unasked else "off")
     if engine.compaction != "off" and engine.allocator != "paged":
         raise ConfigError(f"compaction {engine.compaction!r} needs the paged allocator, not {engine.allocator!r}")
+    if settings.quality not in QUALITIES:
+        raise ConfigError(f"unknown quality {settings.quality!r}; known: {', '.join(QUALITIES)}")
+    selection = None if kernels == "none" else checked_selection(engine, model, workload).describe()
     origin = {
         "trace": {"name": trace.name, "format": trace.format, "num_requests": workload.num_requests},
         "profile": settings.profile,
@@ -107,6 +121,10 @@ def prepare(trace: Trace, settings: Settings) -> Header:
         "kernels_run": kernels,
         "attention": settings.attention,
         "copy_bandwidth": None if engine.compaction == "off" else host_copy_bandwidth(),
+        "quality": settings.quality,
+        "captured": captured,
+        "selection": selection,
+        "parameters": {parameter.name: parameter.default for parameter in PARAMETERS},
         "tool": __version__,
     }
     ids = encode_prefix_ids(trace.hash_block or engine.block_size, (r.prefix_hash_ids for r in trace.requests))
@@ -153,7 +171,9 @@ def run_replay(
 
     engine = Engine(header.workload, header.engine, header.rules, emit, header.origin["arrivals"] == "sequential")
     if header.origin["kernels_run"] != "none":
-        chosen = PipelineConfig(header.origin["kernels_run"], header.origin["attention"])
+        chosen = PipelineConfig(
+            header.origin["kernels_run"], header.origin["attention"], quality=header.origin["quality"]
+        )
         engine.kernels = KernelPipeline(
             engine.state, header.engine, header.model, header.content, HostSession(NumpyBackend()), chosen
         )

@@ -11,8 +11,11 @@ MAX_LENGTH = 1_048_576  # tokens; the longest context that a trace may name (des
 ALLOCATORS = ("paged", "contiguous", "pow2", "exact")
 EVICTIONS = ("lru", "fifo", "lfu", "clock", "seed")
 ORACLE_EVICTIONS = ("belady",)  # know the trace: for comparisons, no server could have them
-SELECTIONS = ("paper", "seed")
 COMPACTIONS = ("intelligent", "plain", "off")  # rules: core.compaction
+SELECTIONS = ("paper", "seed", "seed-published", "streaming", "recency", "random", "oracle", "snapkv")
+SELECTION_HEADS = ("kv", "shared")
+REDUCTIONS = ("policy", "max", "mean", "sum")
+OF_POLICY = -1  # of `sinks` and `recent`: what the selection policy says
 CONTENT_KINDS = ("topics", "iid", "npz")
 CLOCKS = ("model", "measured")
 
@@ -26,6 +29,10 @@ class EngineConfig:
     `watermark_permille` of the blocks stay free at admission; `max_model_len` tokens is what the `contiguous`
     baseline reserves for a sequence. A step of the model clock takes `clock_base_us` + `clock_prefill_us` a prefilled
     token + `clock_decode_us` a decoding sequence.
+
+    `selection` keeps `ratio_permille` of a sequence's blocks, or `budget_blocks` if that is not 0, chosen for each KV
+    head or once for all (`selection_heads`), by scores that are reduced over a KV head's query heads (`reduction`);
+    `sinks` first and `recent` last blocks are always kept, inside the budget.
     """
 
     block_size: int = 16
@@ -39,6 +46,11 @@ class EngineConfig:
     prefix_caching: bool = True
     selection: str = "paper"
     ratio_permille: int = 300
+    budget_blocks: int = 0  # 0: by the ratio
+    selection_heads: str = "kv"
+    reduction: str = "policy"
+    sinks: int = OF_POLICY
+    recent: int = OF_POLICY
     hot_blocks: int = 0  # 0: a quarter of the pool
     compaction: str = "off"  # unless set: intelligent where kernels run
     clock: str = "model"
@@ -55,6 +67,9 @@ class EngineConfig:
             ("max_model_len", 1, MAX_LENGTH),
             ("watermark_permille", 0, 999),
             ("ratio_permille", 1, 1000),
+            ("budget_blocks", 0, 1 << 26),
+            ("sinks", OF_POLICY, 1 << 20),
+            ("recent", OF_POLICY, 1 << 20),
             ("hot_blocks", 0, 1 << 26),
             ("clock_base_us", 1, 1 << 40),
             ("clock_prefill_us", 0, 1 << 40),
@@ -65,6 +80,8 @@ class EngineConfig:
         _one_of("eviction", self.eviction, EVICTIONS, ORACLE_EVICTIONS)
         _one_of("selection", self.selection, SELECTIONS)
         _one_of("compaction", self.compaction, COMPACTIONS)
+        _one_of("selection_heads", self.selection_heads, SELECTION_HEADS)
+        _one_of("reduction", self.reduction, REDUCTIONS)
         _one_of("clock", self.clock, CLOCKS)
 
 
@@ -91,25 +108,36 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class ContentConfig:
-    """Where K, V and Q come from: a trace holds none, so the content is declared, seeded and always shown."""
+    """Where K, V and Q come from: a trace holds none, so the content is declared, seeded and always shown.
+
+    Kind `npz` is captured: `path` names the file, `sha256` says which bytes it must hold (filled in when it is read).
+    """
 
     kind: str = "topics"
     clusters: int = 8
     locality_permille: int = 900
     seed: int = 0
     path: str | None = None  # the .npz of kind "npz"
+    sha256: str | None = None
 
     def __post_init__(self) -> None:
         _one_of("content.kind", self.kind, CONTENT_KINDS)
         _in_range(self, "clusters", 1, 4096)
         _in_range(self, "locality_permille", 0, 1000)
         _in_range(self, "seed", 0, (1 << 63) - 1)
+        if self.kind == "npz" and not self.path:
+            raise ConfigError("content npz names no file, expected a path")
+        if self.sha256 is not None and (len(self.sha256) != 64 or set(self.sha256) - set("0123456789abcdef")):
+            raise ConfigError(f"sha256 is {self.sha256!r}, expected 64 hexadecimal digits")
 
     def describe(self) -> str:
         """One short phrase for headers and exports, e.g. `topics(8, .9)`."""
         if self.kind == "topics":
             return f"topics({self.clusters}, {self.locality_permille / 1000:g})"
-        return f"npz({self.path})" if self.kind == "npz" else self.kind
+        if self.kind == "npz":
+            name = str(self.path).replace("\\", "/").rpartition("/")[2]
+            return f"npz({name}, sha256 {self.sha256[:12]})" if self.sha256 else f"npz({name})"
+        return self.kind
 
 
 def with_overrides(config: T, overrides: dict[str, Any]) -> T:

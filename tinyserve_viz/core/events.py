@@ -2,12 +2,13 @@
 
 An event holds what was *decided*, so that applying it needs no policy, clock or GPU. Events of many sequences or
 blocks carry arrays. Fields named in `OBSERVED` were measured or derived by looking; they are recorded and not hashed
-into the digest. `docs/events.md` is written from this file.
+into the digest; those with a default may be missing in a recording of an older version. `docs/events.md` is written
+from this file.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
@@ -22,6 +23,8 @@ F64 = NDArray[np.float64]
 
 EMPTY = np.zeros(0, dtype=np.int32)
 EMPTY_U8 = np.zeros(0, dtype=np.uint8)
+EMPTY_I8 = np.zeros(0, dtype=np.int8)
+EMPTY_F32 = np.zeros(0, dtype=np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -274,7 +277,17 @@ class BlocksSelected(Event):
     `selected` int32 their logical blocks, ascending, one choice after the other. `requirements` int32 [k] (2 high … 0
     low) and `priorities` int8 [k] led there. Observed: `complexity` and `row_scores` float32 [k]; per sequence and
     query head [k · num_query_heads] the attention mass `retained` = exp(lse_selected − lse_full) and the relative error
-    of the output `output_errors` (empty where attention did not run); `tokens_read` of `tokens_held` tokens, summed.
+    of the output `output_errors` (empty where attention did not run; `retained` is then the summed block mass);
+    `tokens_read` of `tokens_held` tokens, summed over sequences and KV heads.
+
+    Observed where the replay watches quality (docs/selection.md), float32:
+    per choice [k · num_heads]: `recalls` of the oracle's choice of as many blocks; `chances`, what a draw by lot would
+    find of it; `reuses`, the share of the choice that the step before chose too; `next_recalls`, the share of this
+    step's oracle choice that the step before chose (both −1 where the sequence was not asked in the step before).
+    Per query head: `oracle_retained`, the mass that the oracle's choice keeps.
+    Per KV head [k · num_kv_heads], over its blocks: `slack_least` and `slack_mean`, scaled box score less largest logit
+    (below 0 the bound would be broken). Bytes of this layer: `bytes_read` K and V of the choice, `bytes_to_choose` what
+    had to be read to choose, `bytes_dense` K and V of full attention, `bytes_resident` used blocks with their boxes.
     """
 
     OBSERVED: ClassVar[tuple[str, ...]] = (
@@ -284,6 +297,17 @@ class BlocksSelected(Event):
         "output_errors",
         "tokens_read",
         "tokens_held",
+        "recalls",
+        "chances",
+        "reuses",
+        "next_recalls",
+        "oracle_retained",
+        "slack_least",
+        "slack_mean",
+        "bytes_read",
+        "bytes_to_choose",
+        "bytes_dense",
+        "bytes_resident",
     )
 
     layer: int
@@ -300,6 +324,17 @@ class BlocksSelected(Event):
     output_errors: F32
     tokens_read: int
     tokens_held: int
+    recalls: F32 = field(default_factory=lambda: EMPTY_F32)
+    chances: F32 = field(default_factory=lambda: EMPTY_F32)
+    reuses: F32 = field(default_factory=lambda: EMPTY_F32)
+    next_recalls: F32 = field(default_factory=lambda: EMPTY_F32)
+    oracle_retained: F32 = field(default_factory=lambda: EMPTY_F32)
+    slack_least: F32 = field(default_factory=lambda: EMPTY_F32)
+    slack_mean: F32 = field(default_factory=lambda: EMPTY_F32)
+    bytes_read: int = 0
+    bytes_to_choose: int = 0
+    bytes_dense: int = 0
+    bytes_resident: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -307,14 +342,20 @@ class LevelsAdapted(Event):
     """A window of `window` steps ended: `blocks` int32 [k] got protection `levels` int32, by `decisions` int8 (±1, 0).
 
     Blocks that are not named keep their level. Access counts are then decayed to `decay_permille`, the window's hits
-    and lookups start again from 0.
+    and lookups start again from 0. Observed: the thresholds that were compared, a hit rate below
+    `hit_threshold_permille` with more than `frequency_threshold` accesses raises, one above 1.5 times it with fewer
+    than half of those lowers.
     """
+
+    OBSERVED: ClassVar[tuple[str, ...]] = ("hit_threshold_permille", "frequency_threshold")
 
     window: int
     blocks: I32
     levels: I32
     decisions: I8
     decay_permille: int
+    hit_threshold_permille: int = 0
+    frequency_threshold: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -343,8 +384,12 @@ class BlocksPlaced(Event):
     """Eviction `seed`: why the blocks of the allocation or copy that follows go where they do.
 
     Per block: `regions` int8 (0 hot, 1 cold), `reasons` int8 (0 own region, free · 1 own, evicted · 2 other, free ·
-    3 other, evicted), `runner_ups` int32 (-1: none). `hot_size` is the size of the hot region from now on.
+    3 other, evicted), `runner_ups` int32 (-1: none). `hot_size` is the size of the hot region from now on. Observed:
+    `levels` int8 protection of each block before it was taken; of the cached blocks that plain LRU would have given up
+    in their place, `spared_by_region` were spared by their region and `spared_by_level` by their level.
     """
+
+    OBSERVED: ClassVar[tuple[str, ...]] = ("levels", "spared_by_region", "spared_by_level")
 
     blocks: I32
     regions: I8
@@ -353,6 +398,9 @@ class BlocksPlaced(Event):
     hot_size: int
     hot_requests: int
     hot_misses: int
+    levels: I8 = field(default_factory=lambda: EMPTY_I8)
+    spared_by_region: int = 0
+    spared_by_level: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

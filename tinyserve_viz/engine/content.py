@@ -7,7 +7,7 @@ the same bits on every machine and backend; equal prefixes have equal content.
 `locality` per token, so blocks are about something. A key is its topic's centre plus noise, a query points at the
 centre of the topic of its own position, and the first four positions carry a direction that every query likes a little
 (attention sinks, StreamingLLM, arXiv 2309.17453). `iid`: keys and queries are noise; the control, in which no block
-says anything about its tokens.
+says anything about its tokens. `npz`: captured from a model (`captured.py`).
 """
 
 from __future__ import annotations
@@ -18,23 +18,37 @@ from numpy.typing import NDArray
 from tinyserve_viz.core.config import ContentConfig, ModelConfig
 from tinyserve_viz.core.errors import ConfigError
 from tinyserve_viz.core.events import I32, I64
+from tinyserve_viz.core.mixing import U64, mix
 from tinyserve_viz.core.workload import Workload
+from tinyserve_viz.engine.captured import CapturedContent, read_capture
 from tinyserve_viz.kernels.defs import content_generation
 from tinyserve_viz.kernels.defs.content_generation import (
     STREAM_CENTRE,
     STREAM_CHANGE,
     STREAM_SINK,
     STREAM_TOPIC,
-    mix,
     noise,
 )
 from tinyserve_viz.kernels.paging import runs
 
-U64 = NDArray[np.uint64]
 F16 = NDArray[np.float16]
 F32 = NDArray[np.float32]
 
 _OF_HASH, _OF_REQUEST, _OF_SEQ = 11, 12, 13
+
+
+def content_of(
+    config: ContentConfig, model: ModelConfig, workload: Workload, block_size: int
+) -> Content | CapturedContent:
+    """The content that a replay declares.
+
+    Raises:
+        ConfigError: captured content cannot be read, or is another file than the one that was named.
+    """
+    if config.kind == "npz":
+        assert config.path is not None
+        return CapturedContent(read_capture(config.path, config.sha256))
+    return Content(config, model, workload, block_size)
 
 
 class Content:
@@ -49,6 +63,7 @@ class Content:
             raise ConfigError(f"content {config.kind!r} cannot be generated; known: iid, topics")
         self._config, self._model, self._workload, self._block_size = config, model, workload, block_size
         self.seed = config.seed
+        self.scale = np.float32(1) / np.sqrt(np.float32(model.head_dim))
         shape = (model.num_layers, model.num_kv_heads)
         layer, head, cluster, d = np.ix_(*map(np.arange, (*shape, config.clusters, model.head_dim)))
         self._centres = noise(mix(self.seed, STREAM_CENTRE, layer, head, cluster, d))  # [layer][kv head][cluster][d]
@@ -138,19 +153,30 @@ class Content:
 
     def keys_and_values(self, seq: int, start: int, end: int, layer: int) -> F16:
         """K and V of the tokens [start, end) of `seq`, float16 [tokens][2][num_kv_heads][head_dim]."""
+        seqs, starts, ends = (np.array([value], dtype=np.int32) for value in (seq, start, end))
+        return self._made(seqs, starts, ends, layer, False)[0]
+
+    def queries(self, seqs: I32, positions: I32, layer: int) -> F16:
+        """Query rows of the tokens at `positions` of `seqs`, float16 [sequences][num_heads][head_dim]."""
+        return self._made(seqs, positions, positions + 1, layer, True)[1]
+
+    def _made(self, seqs: I32, starts: I32, ends: I32, layer: int, queries: bool) -> tuple[F16, F16]:
+        """K and V of tokens, and their queries if asked for, by the kernel's reference."""
         model = self._model
         topics = self._config.kind == "topics"
-        kv = np.empty((end - start, 2, model.num_kv_heads, model.head_dim), dtype=np.float16)
+        token, topic, position = self.tokens(seqs, starts, ends)
+        kv = np.empty((len(token), 2, model.num_kv_heads, model.head_dim), dtype=np.float16)
+        query = np.empty((len(token) if queries else 0, model.num_heads, model.head_dim), dtype=np.float16)
         content_generation.reference(
-            token=np.ascontiguousarray(self.identities(seq)[start:end]).view(np.int64),
-            topic=self.topics(seq)[start:end] if topics else None,
-            position=np.arange(start, end, dtype=np.int32),
+            token=token,
+            topic=topic if topics else None,
+            position=position,
             centre=self._centres[layer] if topics else None,
             sink=self._sinks[layer] if topics else None,
-            query_token=np.zeros(0, dtype=np.int32),
+            query_token=np.arange(len(query), dtype=np.int32),
             kv=kv,
-            query=np.empty((0, model.num_heads, model.head_dim), dtype=np.float16),
+            query=query,
             seed=self.seed,
             layer=layer,
         )
-        return kv
+        return kv, query

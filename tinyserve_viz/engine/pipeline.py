@@ -27,17 +27,19 @@ from tinyserve_viz.core.compaction import RULES
 from tinyserve_viz.core.config import ContentConfig, EngineConfig, ModelConfig
 from tinyserve_viz.core.state import CacheState
 from tinyserve_viz.engine import compaction
-from tinyserve_viz.engine.content import Content
+from tinyserve_viz.engine.choosing import Chooser
+from tinyserve_viz.engine.content import Content, content_of
 from tinyserve_viz.engine.kernel_memory import POOLS, KernelMemory
-from tinyserve_viz.engine.useful_bytes import attention_bytes, scoring_bytes, write_bytes
+from tinyserve_viz.engine.quality import Truth, Watcher, chosen_mask, tokens_of
+from tinyserve_viz.engine.useful_bytes import attention_bytes, mass_bytes, scoring_bytes, write_bytes
 from tinyserve_viz.kernels.definition import KernelDef
-from tinyserve_viz.kernels.defs.cache_selection import paper_budget
 from tinyserve_viz.kernels.parameters import default
 from tinyserve_viz.kernels.session import Calls, Held, Session, Sizes, run_on_host_arrays
 
 ATTENTION = ("exact", "flash", "query-aware", "query-aware-fused", "all")
 MODES = ("all", "decisions")
 PER_STEP = ("I6", "I8")
+QUALITIES = ("full", "off")
 VERIFY = ("every", "sample", "off")
 SAMPLE_EVERY = 32  # steps, under verify `sample`
 _ROOM = 32  # `selected` is as wide as a multiple of it, so that a growing context seldom makes another program
@@ -45,11 +47,13 @@ _ROOM = 32  # `selected` is as wide as a multiple of it, so that a growing conte
 
 @dataclass(frozen=True, slots=True)
 class PipelineConfig:
-    """What runs: `mode` `decisions` leaves attention out; `attention` names its form; `verify` repeats on the host."""
+    """What runs: `mode` `decisions` leaves attention out; `attention` names its form; `verify` repeats on the host;
+    `quality` compares every choice with true attention."""
 
     mode: str = "all"
     attention: str = "all"
     verify: str = "every"
+    quality: str = "full"
 
 
 class KernelPipeline:
@@ -64,7 +68,9 @@ class KernelPipeline:
         session: Session,
         config: PipelineConfig,
     ) -> None:
-        self.content = Content(content, model, state.workload, engine.block_size)
+        self.content = content_of(content, model, state.workload, engine.block_size)
+        self.chooser = Chooser(engine, model, content.seed)
+        self._watcher = Watcher(state, engine, model)
         self._state, self._engine, self._model, self._config = state, engine, model, config
         self.session = session
         self.name = session.backend  # with `supports` and `run` the pipeline stands in for a backend
@@ -72,11 +78,11 @@ class KernelPipeline:
         self.num_checked = 0
         self.memory = KernelMemory(state, engine, model, self.session, self._report)
         self._query = self._new_query()
-        centres = self.content.centres
         self._topics: dict[str, Held] = {}
-        if centres is not None:
+        if isinstance(self.content, Content) and self.content.centres is not None:
+            centres = self.content.centres
             self._topics = {"centre": self.session.hold(centres[0]), "sink": self.session.hold(centres[1])}
-        self._scale = float(np.float32(1) / np.sqrt(np.float32(model.head_dim)))
+        self._scale = float(self.content.scale)
         self._window, self._compaction = default("adaptive.window"), RULES.get(engine.compaction)
         self._verifying = self._verifies(state.step)
         self.memory.checking = self._verifying
@@ -132,60 +138,69 @@ class KernelPipeline:
             seqs, counts = event.decode_seqs, np.ones(num_decoding, dtype=np.int32)
         slots, ends = state.slot[seqs], state.ctx[seqs]
         starts = ends - counts
-        tokens, topics, positions = self.content.tokens(seqs, starts, ends)
         token_start, work = np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.int64)
         start_pos, seq_lens = np.zeros(rows, dtype=np.int32), np.zeros(rows, dtype=np.int32)
-        query_token = np.full(rows, -1, dtype=np.int32)
         token_start[slots] = np.cumsum(counts) - counts
         start_pos[slots], seq_lens[slots] = starts, ends
         work[slots] = (ends - 1) // bs - starts // bs + (counts > 0)
-        query_token[slots[:num_decoding]] = np.arange(num_decoding)
-        num_work = int(work.sum())
+        num_work, num_tokens = int(work.sum()), int(counts.sum())
         inputs: dict[str, NDArray[Any]] = {
-            "token": tokens,
-            "position": positions,
-            "query_token": query_token,
+            **self._content_inputs(seqs, starts, ends, slots[:num_decoding]),
             "token_start": token_start,
             "start_pos": start_pos,
             "seq_lens": seq_lens,
             "work_start": np.cumsum(work) - work,
         }
-        if self._topics:
-            inputs["topic"] = topics
         self.session.run(
-            None if len(event.prefill_seqs) else ("write", rows, len(tokens)),
+            None if len(event.prefill_seqs) else ("write", rows, num_tokens),
             lambda calls: self._writing(calls, num_work),
             inputs,
-            {"tokens": len(tokens), "blocks": num_work, "queries": num_decoding},
+            {"tokens": num_tokens, "blocks": num_work, "queries": num_decoding},
         )
         if self._verifying:
             self._check_boxes(state.last_written)
 
+    def _content_inputs(self, seqs: ev.I32, starts: ev.I32, ends: ev.I32, slots: ev.I32) -> dict[str, NDArray[Any]]:
+        """What K and V of the tokens [starts, ends) are made from, or captured ones themselves, [tokens] …, by layer.
+
+        The queries of the first sequences, which decode, are for the rows `slots`.
+        """
+        if not isinstance(self.content, Content):
+            return {f"kv{layer}": self.content.pieces(starts, ends, layer) for layer in range(self._model.num_layers)}
+        tokens, topics, positions = self.content.tokens(seqs, starts, ends)
+        query_token = np.full(self.memory.num_rows, -1, dtype=np.int32)
+        query_token[slots] = np.arange(len(slots))
+        inputs: dict[str, NDArray[Any]] = {"token": tokens, "position": positions, "query_token": query_token}
+        return inputs | ({"topic": topics} if self._topics else {})
+
+    def _kv(self, calls: Calls, layer: int) -> Held:
+        """K and V of the step's tokens in a layer; where they are made, the queries are made with them."""
+        if not isinstance(self.content, Content):
+            return calls.input(f"kv{layer}")
+        model, row_bytes = self._model, 2 * self._model.head_dim
+        names = ("token", "position", "query_token", *(("topic",) if self._topics else ()))
+        return calls.call(
+            "content_generation",
+            {
+                **{name: calls.input(name) for name in names},
+                **{name: self.session.part(held, layer) for name, held in self._topics.items()},
+                "query": self.session.part(self._query, layer),
+            },
+            lambda s: (2 * s["tokens"] * model.num_kv_heads + s["queries"] * model.num_heads) * row_bytes,
+            num_kv_heads=model.num_kv_heads,
+            seed=self.content.seed,
+            layer=layer,
+        )["kv"]
+
     def _writing(self, calls: Calls, num_work: int) -> dict[str, Held]:
         """The program of what is written."""
         model, memory = self._model, self.memory
-        arrays = {name: calls.input(name) for name in ("token", "position", "query_token")}
         write = {name: calls.input(name) for name in ("token_start", "start_pos", "seq_lens", "work_start")}
-        if self._topics:
-            arrays["topic"] = calls.input("topic")
-        row_bytes = 2 * model.head_dim
         for layer in range(model.num_layers):
-            made = calls.call(
-                "content_generation",
-                {
-                    **arrays,
-                    **{name: self.session.part(held, layer) for name, held in self._topics.items()},
-                    "query": self.session.part(self._query, layer),
-                },
-                lambda s: (2 * s["tokens"] * model.num_kv_heads + s["queries"] * model.num_heads) * row_bytes,
-                num_kv_heads=model.num_kv_heads,
-                seed=self.content.seed,
-                layer=layer,
-            )
             calls.call(
                 "fused_reshape_and_block_write",
                 {
-                    "kv": made["kv"],
+                    "kv": self._kv(calls, layer),
                     **write,
                     "block_table": memory.held["block_table"],
                     "ref": memory.held["ref"],
@@ -219,7 +234,7 @@ class KernelPipeline:
         seq_lens[slots] = lengths
         num_seq_blocks = -(-seq_lens // bs)
         num_tokens = int(lengths.sum())
-        most = self._most_selected(int(num_seq_blocks.max()))
+        most = -(-self.chooser.most(int(num_seq_blocks.max())) // _ROOM) * _ROOM
         sizes: Sizes = {
             "rows": len(decoding),
             "blocks": int(num_seq_blocks.sum()),
@@ -229,39 +244,93 @@ class KernelPipeline:
         found = self.session.run(
             ("decode", rows, most, self._verifying),
             lambda calls: self._deciding(calls, most),
-            {"seq_lens": seq_lens, "num_seq_blocks": num_seq_blocks},
+            {"seq_lens": seq_lens, "num_seq_blocks": num_seq_blocks, **self._policy_inputs(decoding, slots, lengths)},
             sizes,
         )
-        missing = num_seq_blocks[slots] * bs - lengths  # slots without a token in each last block
-        return [
-            self._selected(decoding, slots, missing, layer, found, sizes) for layer in range(self._model.num_layers)
-        ]
+        return [self._selected(decoding, slots, layer, found, sizes) for layer in range(self._model.num_layers)]
 
-    def _most_selected(self, longest: int) -> int:
-        """Room for the choice of a head in a sequence of `longest` blocks."""
-        sinks, recent = default("selection.sinks"), default("selection.recent")
-        if self._engine.selection == "paper":
-            budget = paper_budget(np.array([longest], dtype=np.int64), self._engine.ratio_permille, sinks, recent)
-            most = int(budget[0])
-        else:
-            most = min(longest, sinks + recent + 4)
-        return -(-most // _ROOM) * _ROOM
+    def _policy_inputs(self, decoding: ev.I32, slots: ev.I32, lengths: ev.I32) -> dict[str, NDArray[Any]]:
+        """By layer, for every row of the tables: captured queries, and what the policy ranks by besides the cache."""
+        model, chooser = self._model, self.chooser
+        rows, width = self.memory.held["block_table"].shape
+        inputs: dict[str, NDArray[Any]] = {}
+        if chooser.ranks_by == "window":
+            positions, voted = chooser.voters(lengths)
+            inputs["voted"] = np.zeros(rows, dtype=np.int32)
+            inputs["voted"][slots] = voted
+        for layer in range(model.num_layers):
+            if not isinstance(self.content, Content):
+                query = np.zeros((rows, model.num_heads, model.head_dim), dtype=np.float16)
+                query[slots] = self.content.queries(decoding, lengths - 1, layer)
+                inputs[f"query{layer}"] = query
+            if chooser.ranks_by == "order":
+                order = np.zeros((rows, model.num_kv_heads, width), dtype=np.float32)
+                order[slots] = chooser.order(decoding, lengths, layer, width)
+                inputs[f"order{layer}"] = order
+            elif chooser.ranks_by == "window":
+                asked = self.content.queries(np.repeat(decoding, chooser.window), positions.ravel(), layer)
+                voters = np.zeros((rows, chooser.window * model.num_heads, model.head_dim), dtype=np.float16)
+                voters[slots] = chooser.beside_each_other(asked)
+                inputs[f"voters{layer}"] = voters
+        return inputs
 
     def _deciding(self, calls: Calls, most: int) -> dict[str, Held]:
         """The program of the decoding sequences: what is chosen, and attention over it."""
         read: dict[str, Held] = {}
         lengths = {name: calls.input(name) for name in ("seq_lens", "num_seq_blocks")}
         for layer in range(self._model.num_layers):
-            query = self.session.part(self._query, layer)
-            chosen = self._choosing(calls, layer, query, lengths["num_seq_blocks"], most)
+            made = isinstance(self.content, Content)
+            query = self.session.part(self._query, layer) if made else calls.input(f"query{layer}")
+            chosen = self._choosing(calls, layer, query, lengths, most)
             attended = self._attending(calls, layer, query, lengths["seq_lens"], chosen)
-            read |= {f"{layer}.{name}": held for name, held in {**chosen, **attended}.items()}
+            truth = self._truth(calls, layer, query, lengths["seq_lens"]) if self._config.quality == "full" else {}
+            read |= {f"{layer}.{name}": held for name, held in {**chosen, **attended, **truth}.items()}
         return read
 
-    def _choosing(self, calls: Calls, layer: int, query: Held, num_seq_blocks: Held, most: int) -> dict[str, Held]:
+    def _mass(
+        self, calls: Calls, layer: int, query: Held, seq_lens: Held, heads: int, queries: int, **more: Held
+    ) -> dict[str, Held]:
+        """Attention mass of every block for `heads` heads, of `queries` queries a row and query head."""
+        model, reduction = self._model, self.chooser.reduction
+        return calls.call(
+            "block_mass",
+            {
+                "query": query,
+                "key_cache": self.memory.layer("key_cache", layer),
+                "block_table": self.memory.held["block_table"],
+                "seq_lens": seq_lens,
+                **more,
+            },
+            lambda s: mass_bytes(model, s["held"], s["blocks"] * heads, s["rows"] * queries),
+            num_score_heads=heads,
+            scale=self._scale,
+            reduction=reduction,
+        )
+
+    def _truth(self, calls: Calls, layer: int, query: Held, seq_lens: Held) -> dict[str, Held]:
+        """What a choice is compared with: mass and largest logit of every block, for every query head."""
+        heads = self._model.num_heads
+        peak = calls.new((query.shape[0], heads, self.memory.held["block_table"].shape[1]), "float32")
+        return self._mass(calls, layer, query, seq_lens, heads, 1, block_peak=peak)
+
+    def _ranking(self, calls: Calls, layer: int, query: Held, lengths: Mapping[str, Held], box: Held) -> Held:
+        """What the policy ranks the blocks by, float32 [rows][num_kv_heads][blocks]."""
+        chooser, heads = self.chooser, self._model.num_kv_heads
+        if chooser.ranks_by == "order":
+            return calls.input(f"order{layer}")
+        if chooser.ranks_by == "mass":
+            return self._mass(calls, layer, query, lengths["seq_lens"], heads, 1)["block_mass"]
+        if chooser.ranks_by == "window":
+            voters, voted = calls.input(f"voters{layer}"), calls.input("voted")
+            return self._mass(calls, layer, voters, voted, heads, chooser.window)["block_mass"]
+        return box
+
+    def _choosing(
+        self, calls: Calls, layer: int, query: Held, lengths: Mapping[str, Held], most: int
+    ) -> dict[str, Held]:
         """Scores, query analysis and selection."""
-        model, memory = self._model, self.memory
-        table = memory.held["block_table"]
+        model, memory, chooser = self._model, self.memory, self.chooser
+        table, num_seq_blocks = memory.held["block_table"], lengths["num_seq_blocks"]
         heads = model.num_kv_heads
         scored = calls.call(
             "block_scoring",
@@ -273,7 +342,7 @@ class KernelPipeline:
             },
             lambda s: scoring_bytes(model, s["blocks"], s["rows"]),
             num_score_heads=heads,
-            reduction="max",
+            reduction=chooser.box_reduction,
         )
         analysis = calls.call(
             "query_analysis",
@@ -287,19 +356,20 @@ class KernelPipeline:
             {
                 "complexity": analysis["complexity"],
                 "requirement": analysis["requirement"],
-                "block_score": scored["block_score"],
+                "block_score": self._ranking(calls, layer, query, lengths, scored["block_score"]),
                 "num_seq_blocks": num_seq_blocks,
                 "history": memory.held["history"],
                 "block_table": table,
                 "freq": memory.held["freq"],
             },
             lambda s: s["blocks"] * (heads * 4 + 8) + s["rows"] * heads * most * 4,
-            num_select_heads=heads,
+            num_select_heads=chooser.num_heads,
             max_selected=most,
-            mode=self._engine.selection,
-            ratio_permille=self._engine.ratio_permille,
+            **chooser.scalars(),
         )
+        watched = {"block_score": scored["block_score"]} if self._config.quality == "full" else {}
         return {
+            **watched,
             **{name: analysis[name] for name in ("complexity", "requirement")},
             **{name: choice[name] for name in ("selected", "count", "priority", "row_score")},
         }
@@ -344,7 +414,7 @@ class KernelPipeline:
                 sparse,
                 scale=self._scale,
             )
-        if form in ("query-aware-fused", "all") and self._engine.selection == "paper":
+        if form in ("query-aware-fused", "all") and self.chooser.can_be_fused:
             # Scoring, choice and attention in one launch; its choice must be that of the separate kernels.
             part = calls.call(
                 "query_aware_paged_attention",
@@ -355,7 +425,8 @@ class KernelPipeline:
                 },
                 lambda s: sparse(s) + scoring_bytes(model, s["blocks"], 0),
                 scale=self._scale,
-                ratio_permille=self._engine.ratio_permille,
+                reduction=self.chooser.box_reduction,
+                **self.chooser.fused_scalars(),
             )
             read |= {"fused_selected": part["selected"], "fused_count": part["count"]}
         if full is not None and part is not None:
@@ -383,7 +454,6 @@ class KernelPipeline:
         self,
         decoding: ev.I32,
         slots: ev.I32,
-        missing: ev.I32,
         layer: int,
         found: Mapping[str, NDArray[Any]],
         sizes: Sizes,
@@ -395,8 +465,8 @@ class KernelPipeline:
             if not same:
                 self._report("kernel", "the fused form chose other blocks than the separate kernels")
         count, selected = of["count"][slots], of["selected"][slots]
-        # Every choice keeps the last block, which may have slots without a token.
-        read = int(count.sum()) * self._engine.block_size - int((missing[:, None] * (count > 0)).sum())
+        chosen = chosen_mask(selected, self.memory.held["block_table"].shape[1])
+        read = tokens_of(chosen, self._state.ctx[decoding], self._engine.block_size, self._model.num_kv_heads)
         sizes[f"read{layer}"] = read
         retained = errors = np.zeros(0, dtype=np.float32)
         if f"{layer}.lse" in found:
@@ -408,6 +478,20 @@ class KernelPipeline:
             )
             error = np.linalg.norm(sparse - dense, axis=2) / np.maximum(np.linalg.norm(dense, axis=2), 1e-12)
             errors = error.ravel().astype(np.float32)
+        watched: dict[str, Any] = {}
+        if f"{layer}.block_peak" in found:
+            truth = Truth(
+                score=found[f"{layer}.block_score"][slots],
+                mass=found[f"{layer}.block_mass"][slots],
+                peak=found[f"{layer}.block_peak"][slots],
+                num_blocks=-(-self._state.ctx[decoding] // self._engine.block_size),
+                scale=self.content.scale,
+                reduction=self.chooser.box_reduction,
+            )
+            watched = self._watcher.observe(layer, decoding, chosen, truth)
+            if not len(retained):
+                retained = self._watcher.retained(chosen, truth.mass)
+        watched |= self._watcher.meters(read, sizes["held"], sizes["blocks"], self.chooser.policy)
         return ev.BlocksSelected(
             layer=layer,
             policy=self._engine.selection,
@@ -423,6 +507,7 @@ class KernelPipeline:
             output_errors=errors,
             tokens_read=read,
             tokens_held=sizes["held"],
+            **watched,
         )
 
     # ── levels and compaction ───────────────────────────────────────────────────────────────────────────────────
@@ -441,7 +526,15 @@ class KernelPipeline:
         self.session.fill(held["hits"])
         self.session.fill(held["lookups"])
         named = np.flatnonzero((decision != 0) | (level != state.level)).astype(np.int32)
-        return ev.LevelsAdapted(self._window, named, level[named], decision[named], default("adaptive.decay"))
+        return ev.LevelsAdapted(
+            window=self._window,
+            blocks=named,
+            levels=level[named],
+            decisions=decision[named],
+            decay_permille=default("adaptive.decay"),
+            hit_threshold_permille=default("adaptive.hit_threshold"),
+            frequency_threshold=default("adaptive.frequency_threshold"),
+        )
 
     def plan_compaction(self) -> ev.CompactionPlanned | None:
         """When fragmentation passes its trigger and the last plan is long enough ago: which blocks move where."""

@@ -30,6 +30,11 @@ def scoring_bytes(model: ModelConfig, blocks: int, rows: int) -> int:
     )
 
 
+def mass_bytes(model: ModelConfig, tokens: int, blocks: int, queries: int) -> int:
+    """K of `tokens` (summed over KV heads and sequences), `queries` query rows, one float32 a block and head."""
+    return tokens * model.head_dim * _FP16 + queries * model.num_heads * model.head_dim * _FP16 + blocks * 4
+
+
 def copy_bytes(model: ModelConfig, tokens: int, layers: int) -> int:
     """K and V of the copied tokens, read and written, in every layer."""
     return layers * 2 * 2 * tokens * model.num_kv_heads * model.head_dim * _FP16

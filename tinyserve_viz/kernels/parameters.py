@@ -41,6 +41,7 @@ PARAMETERS = (
     Parameter("selection.weight_history", 300, 0, 1000, "per mille", "S:330"),
     Parameter("selection.sinks", 1, 0, 1 << 20, "blocks", "StreamingLLM (arXiv 2309.17453) keeps the first tokens"),
     Parameter("selection.recent", 1, 0, 1 << 20, "blocks", "Quest (arXiv 2406.10774) keeps the last page"),
+    Parameter("snapkv.window", 16, 1, 1 << 10, "queries", "SnapKV (arXiv 2404.14469) votes with the last 16 to 64"),
     Parameter("requirement.high", 500, 0, 1 << 20, "per mille", "S:288"),
     Parameter("requirement.medium", 200, 0, 1 << 20, "per mille", "S:290"),
     Parameter(

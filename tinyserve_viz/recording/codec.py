@@ -98,7 +98,8 @@ def decode_event(kind: int, payload: bytes, observed: bytes | None) -> Event:
         return event_type(*values)
     decided, looked_at = _NAMES[kind]
     named = dict(zip(decided, values, strict=True))
-    named.update(zip(looked_at, _decode(observed or b"\x90"), strict=True))
+    # A recording of an older version ends earlier: what was not looked at then takes the field's default.
+    named.update(zip(looked_at, _decode(observed or b"\x90"), strict=False))
     return event_type(**named)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from tinyserve_viz.analysis.fragmentation import cost_in_words
 from tinyserve_viz.analysis.metrics import Metrics
+from tinyserve_viz.analysis.quality import verdict
 from tinyserve_viz.analysis.sentences import count, duration
 from tinyserve_viz.core.check import Violation
 from tinyserve_viz.core.config import as_dict
@@ -42,7 +43,12 @@ def summarize(outcome: Outcome) -> dict[str, Any]:
         "backend": origin["backend"],
         "device": origin["device"],
         "kernels_run": origin["kernels_run"],
-        "content": {**as_dict(header.content), "description": header.content.describe()},
+        "content": {
+            **as_dict(header.content),
+            "description": header.content.describe(),
+            "captured": origin.get("captured"),
+            "note": content_note(header),
+        },
         "config": {
             "engine": as_dict(header.engine),
             "model": as_dict(header.model),
@@ -54,7 +60,7 @@ def summarize(outcome: Outcome) -> dict[str, Any]:
         "virtual_time_s": metrics.time_us / 1e6,
         **metrics.as_dict(outcome.state),
         "compaction": metrics.compaction(header.model, origin.get("copy_bandwidth")),
-        "selection": metrics.selection(),
+        "selection": _selection(header, metrics),
         "kernels": metrics.kernels(),
         "invariants": {
             "checked": outcome.num_checked,
@@ -65,6 +71,33 @@ def summarize(outcome: Outcome) -> dict[str, Any]:
         },
         "digest": outcome.digest,
     }
+
+
+def _selection(header: Header, metrics: Metrics) -> dict[str, Any] | None:
+    """The section `selection`: what was asked for, on which content, and what came of it, in numbers and words."""
+    section = metrics.selection()
+    if section is None:
+        return None
+    rates, kind = section["hit_rates"], header.content.kind
+    return {
+        **section,
+        "settings": header.origin.get("selection"),
+        "content": header.content.describe(),
+        "verdict": verdict(section["policy"], kind, rates["selection_recall"], section["chance_recall"]),
+    }
+
+
+def content_note(header: Header) -> str:
+    """What K, V and queries stand for, and what is needed to see them again."""
+    content = header.content
+    if content.kind == "npz":
+        return (
+            f"captured: token i of every sequence is token i of {content.path} (SHA-256 {content.sha256}); "
+            "K, V and queries can be shown only where that file is"
+        )
+    if content.kind == "iid":
+        return "noise: the control, in which no block says anything about its tokens"
+    return "generated: keys in clusters with locality and attention sinks, declared and seeded, not captured"
 
 
 def as_text(summary: dict[str, Any]) -> str:
@@ -156,30 +189,95 @@ def _compaction_line(summary: dict[str, Any]) -> str:
 
 def _selection_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
     chosen, kernels = summary["selection"], summary["kernels"]
-    ratio = "" if chosen["ratio"] is None else f", ratio {chosen['ratio']:g}"
     mass, error = chosen["retained_mass"], chosen["output_error"]
-    kept = (
-        "attention did not run"
-        if mass is None
-        else (
-            f"attention mass retained {mass['mean']:.4f} on average, {mass['min']:.4f} at worst; "
-            f"output error {error['mean']:.4f} on average, {error['max']:.4f} at worst"
-        )
-    )
+    if mass is None:
+        kept = "attention did not run"
+    else:
+        oracle = "" if mass["oracle_mean"] is None else f" (oracle at the same budget {mass['oracle_mean']:.4f})"
+        kept = f"attention mass retained {mass['mean']:.4f} on average{oracle}, {mass['min']:.4f} at worst"
+    if error is not None:
+        kept += f"; output error {error['mean']:.4f} on average, {error['max']:.4f} at worst"
     title = "NumPy reference, wall time" if summary["backend"] == "numpy" else summary["device"]
     slowest = sorted(kernels, key=lambda kernel: -kernel["total_us"])[:4]
     times = ", ".join(f"{kernel['name']} {kernel['total_us'] / 1e3:,.1f} ms" for kernel in slowest)
-    return [
+    settings = chosen["settings"] or {}
+    lines = [
         (
             "selection",
-            f"{chosen['policy']}{ratio}: {_percent(chosen['read_share'])} of the K/V read, all of it resident; {kept}",
-        ),
+            f"{chosen['policy']}{_budget(chosen)} on content {chosen['content']}: "
+            f"{_percent(chosen['read_share'])} of the K/V read; {kept}",
+        )
+    ]
+    if settings.get("warning"):
+        lines.append(("", f"WARNING: {chosen['policy']} {settings['warning']}"))
+    return [
+        *lines,
+        *_quality_lines(chosen),
         (
             "levels",
             f"{chosen['levels']['raised']:,} raised, {chosen['levels']['lowered']:,} lowered",
         ),
+        *_hot_region_lines(chosen),
         ("kernels", f"({title}) {sum(k['calls'] for k in kernels):,} calls; most time in {times}"),
     ]
+
+
+def _budget(chosen: dict[str, Any]) -> str:
+    if chosen["budget_blocks"] is not None:
+        return f", {chosen['budget_blocks']} blocks a choice"
+    return "" if chosen["ratio"] is None else f", ratio {chosen['ratio']:g}"
+
+
+def _quality_lines(chosen: dict[str, Any]) -> list[tuple[str, str]]:
+    rates, bound, meters = chosen["hit_rates"], chosen["bound"], chosen["bytes"]
+    lines = []
+    if bound is not None:
+        lines = [
+            ("", chosen["verdict"]),
+            (
+                "hit rates",
+                f"selection recall {_percent(rates['selection_recall'])}, "
+                f"temporal reuse {_percent(rates['temporal_reuse'])}, "
+                f"next-step recall {_percent(rates['next_step_recall'])}, prefix hit {_percent(rates['prefix_hit'])}, "
+                f"hot-region hit {_percent(rates['hot_region_hit'])}",
+            ),
+            (
+                "box bound",
+                f"score less largest logit: {bound['mean_slack']:.3g} on average, {bound['least_slack']:.3g} at least; "
+                f"broken {bound['broken']:,} of {bound['checked']:,} times",
+            ),
+        ]
+    if meters["dense"]:
+        lines.append(
+            (
+                "bytes",
+                f"read {_mebibytes(meters['read'])} + {_mebibytes(meters['to_choose'])} to choose, "
+                f"full attention {_mebibytes(meters['dense'])}; resident {_mebibytes(meters['resident_mean'])} "
+                f"on average, {_mebibytes(meters['resident_peak'])} at most: a choice frees nothing",
+            )
+        )
+    return lines
+
+
+def _hot_region_lines(chosen: dict[str, Any]) -> list[tuple[str, str]]:
+    hot = chosen["hot_region"]
+    if hot is None:
+        return []
+    size = hot["size"]
+    return [
+        (
+            "hot region",
+            f"{size['first']:,} blocks at first, {size['last']:,} at last (grown {size['grown']}, shrunk "
+            f"{size['shrunk']} times); hot requests: {hot['hot_hits']:,} in it, {hot['hot_misses']:,} had to go "
+            f"elsewhere; cold ones: {hot['cold_kept_out']:,} kept out, {hot['cold_intruded']:,} came in; cached blocks "
+            f"lost: {hot['evicted_in_hot']:,} in it, {hot['evicted_in_cold']:,} outside; spared by their region "
+            f"{hot['spared_by_region']:,}, by their level {hot['spared_by_level']:,}",
+        )
+    ]
+
+
+def _mebibytes(count: float | None) -> str:
+    return "–" if count is None else f"{count / (1 << 20):,.1f} MiB"
 
 
 def _percent(ratio: float | None) -> str:

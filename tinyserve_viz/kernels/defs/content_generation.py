@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyserve_viz.core.mixing import U64, mix
 from tinyserve_viz.kernels.decision_math import F32
 from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Scalar, Status
 from tinyserve_viz.kernels.layout import F16
-
-U64 = NDArray[np.uint64]
 
 NUM_SINKS = 4
 # Weights of centre, noise and sink direction. With head_dim 64 a query scores about 5 on its own topic's keys, about
@@ -27,18 +26,6 @@ QUERY_CENTRE, QUERY_NOISE, QUERY_SINK = np.float32(0.875), np.float32(0.5), np.f
 STREAM_KEY, STREAM_VALUE, STREAM_QUERY, STREAM_CENTRE, STREAM_SINK, STREAM_TOPIC, STREAM_CHANGE = range(1, 8)
 
 _PER_CHUNK = 1 << 20  # channels made at once: 8 MiB of hashes, so that a long prefill does not fill the memory
-
-
-def mix(*parts: Any) -> U64:
-    """One 64-bit hash of integers that broadcast against each other (SplitMix64's finalizer, Steele et al. 2014)."""
-    state: U64 = np.uint64(0x9E3779B97F4A7C15) + np.zeros(1, dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        for part in parts:
-            state = (state ^ np.asarray(part).astype(np.uint64)) * np.uint64(0xBF58476D1CE4E5B9)
-            state = state ^ (state >> np.uint64(30))
-            state = state * np.uint64(0x94D049BB133111EB)
-            state = state ^ (state >> np.uint64(31))
-    return state
 
 
 def noise(hashes: U64) -> F32:

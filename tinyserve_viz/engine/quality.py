@@ -1,0 +1,171 @@
+"""How good a choice of blocks was: compared with true attention, with the oracle at the same budget, and with itself.
+
+Everything here is observed and steers nothing. The truth comes from the kernel `block_mass`: the softmax mass of every
+block for every query head, and the largest logit of every block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tinyserve_viz.core.config import EngineConfig, ModelConfig
+from tinyserve_viz.core.state import CacheState
+from tinyserve_viz.kernels.decision_math import reduce_group
+from tinyserve_viz.kernels.defs.block_scoring import REDUCTION
+from tinyserve_viz.memory.policies.selection.policy import SelectionPolicy
+
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
+Mask = NDArray[np.bool_]
+
+_FP16 = 2
+_ROUNDING = np.float32(1e-5)  # of sums over query heads, which the score adds before scaling and the logits after
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Truth:
+    """What was read back for the sequences that attend, k of them, width W: box scores and what they bound.
+
+    `score` [k][num_kv_heads][W] box scores, reduced by `reduction`; `mass` and `peak` [k][num_heads][W] attention mass
+    and largest scaled logit of every block; `num_blocks` int32 [k].
+    """
+
+    score: F32
+    mass: F32
+    peak: F32
+    num_blocks: I32
+    scale: np.float32
+    reduction: str
+
+
+class Watcher:
+    """Compares choices with the truth, and with the choice of the step before, which it keeps per layer."""
+
+    def __init__(self, state: CacheState, engine: EngineConfig, model: ModelConfig) -> None:
+        self._state, self._engine, self._model = state, engine, model
+        self._before: dict[int, tuple[int, I32, Mask]] = {}  # layer → (step, sequences, their choices)
+
+    def observe(self, layer: int, seqs: I32, chosen: Mask, truth: Truth) -> dict[str, Any]:
+        """The observed fields of `BlocksSelected` (core/events.py); `chosen` [k][num_heads][W]."""
+        model, width = self._model, chosen.shape[2]
+        k, heads = chosen.shape[:2]
+        inside = np.arange(width) < truth.num_blocks[:, None]
+        group = model.num_heads // model.num_kv_heads
+        by_head = truth.mass.reshape(k, model.num_kv_heads, group, width)
+        kv_mass = reduce_group(by_head, REDUCTION.index("mean"), axis=2)
+        kept = chosen.sum(axis=2)
+        best = oracle_choice(kv_mass if heads > 1 or model.num_kv_heads == 1 else kv_mass.sum(axis=1)[:, None], kept)
+        peak = reduce_group(
+            truth.peak.reshape(by_head.shape), REDUCTION.index(truth.reduction), axis=2
+        )
+        reuses, next_recalls = self._against_before(layer, seqs, chosen, best, kept)
+        slack_least, slack_mean = _slack(truth, peak, inside)
+        return {
+            "recalls": _share((chosen & best).sum(axis=2), kept),
+            "chances": _share(kept, np.broadcast_to(truth.num_blocks[:, None], kept.shape)),
+            "reuses": reuses,
+            "next_recalls": next_recalls,
+            "oracle_retained": self.retained(best, truth.mass),
+            "slack_least": slack_least,
+            "slack_mean": slack_mean,
+        }
+
+    def retained(self, chosen: Mask, mass: F32) -> F32:
+        """Attention mass [k · num_heads] that the chosen blocks hold for every query head."""
+        per_query_head = self._model.num_heads // chosen.shape[1]
+        kept = np.where(np.repeat(chosen, per_query_head, axis=1), mass, 0).sum(axis=2, dtype=np.float64)
+        mass_kept: F32 = kept.astype(np.float32).ravel()
+        return mass_kept
+
+    def _against_before(
+        self, layer: int, seqs: I32, chosen: Mask, best: Mask, kept: NDArray[np.int64]
+    ) -> tuple[F32, F32]:
+        """Shares of the choice and of the oracle's choice that the step before chose; −1 where it was not asked."""
+        step, num = self._state.step, self._state.workload.num_seqs
+        last, known, masks = self._before.get(layer, (-1, seqs[:0], chosen[:0]))
+        self._before[layer] = (step, seqs, chosen)
+        place = np.full(num, -1, dtype=np.int64)
+        if last == step - 1:
+            place[known] = np.arange(len(known))
+        at = place[seqs]
+        before = np.zeros_like(chosen)
+        width = min(masks.shape[2], chosen.shape[2])
+        if (at >= 0).any():
+            before[at >= 0, :, :width] = masks[at[at >= 0], :, :width]
+        unknown = np.repeat(at < 0, chosen.shape[1])
+        found = []
+        for mask in (chosen, best):
+            share = _share((mask & before).sum(axis=2), kept)
+            share[unknown] = -1
+            found.append(share)
+        return found[0], found[1]
+
+    def meters(self, tokens_read: int, tokens_held: int, num_blocks: int, policy: SelectionPolicy) -> dict[str, int]:
+        """Bytes of a layer: chosen K and V, what was read to choose, K and V of full attention, all that is resident.
+
+        Tokens are summed over sequences and KV heads; `num_blocks` over the sequences.
+        """
+        model, row = self._model, self._model.head_dim * _FP16
+        boxes = 2 * row * model.num_kv_heads
+        to_choose = 0
+        if policy.ranks_by == "box" or policy.budget != "paper":
+            to_choose = num_blocks * boxes
+        elif policy.ranks_by in ("mass", "window"):
+            to_choose = tokens_held * row
+        used = self._state.num_used - self._state.null_blocks
+        return {
+            "bytes_read": 2 * row * tokens_read,
+            "bytes_to_choose": to_choose,
+            "bytes_dense": 2 * row * tokens_held,
+            "bytes_resident": used * (2 * row * model.num_kv_heads * self._engine.block_size + boxes),
+        }
+
+
+def chosen_mask(selected: I32, width: int) -> Mask:
+    """[k][num_heads][width] from lists [k][num_heads][most] that end in −1."""
+    mask = np.zeros((*selected.shape[:2], width), dtype=np.bool_)
+    seq, head, place = np.nonzero(selected >= 0)
+    mask[seq, head, selected[seq, head, place]] = True
+    return mask
+
+
+def tokens_of(chosen: Mask, context: I32, block_size: int, num_kv_heads: int) -> int:
+    """Tokens in the chosen blocks, summed over sequences and KV heads; the last block may be partly filled."""
+    at = np.arange(chosen.shape[2])
+    tokens = np.clip(context[:, None] - at * block_size, 0, block_size)
+    total = int((chosen.sum(axis=1) * tokens).sum())
+    return total * num_kv_heads // int(chosen.shape[1])
+
+
+def oracle_choice(mass: F32, kept: NDArray[np.int64]) -> Mask:
+    """The `kept` [k][heads] blocks of the greatest mass [k][heads][W]; ties to the lower block."""
+    order = np.argsort(-mass, axis=2, kind="stable")
+    best = np.zeros(mass.shape, dtype=np.bool_)
+    np.put_along_axis(best, order, np.arange(mass.shape[2]) < kept[:, :, None], axis=2)
+    return best
+
+
+def _slack(truth: Truth, peak: F32, inside: Mask) -> tuple[F32, F32]:
+    """Least and mean of (scaled score − largest logit) over the blocks of each (sequence, KV head).
+
+    With the reduction `max` both sides were rounded alike, so the difference is never below 0, not by a bit; sums over
+    query heads were rounded at different places, which is not counted as a break of the bound.
+    """
+    scaled = truth.score * truth.scale
+    with np.errstate(invalid="ignore"):
+        slack = scaled - peak
+    if truth.reduction != "max":
+        noise = _ROUNDING * (1 + np.abs(scaled))
+        slack = np.where((slack < 0) & (slack > -noise), np.float32(0), slack)
+    every = np.broadcast_to(inside[:, None], slack.shape)
+    least = np.where(every, slack, np.inf).min(axis=2)
+    mean = np.where(every, slack, 0).sum(axis=2, dtype=np.float64) / truth.num_blocks[:, None]
+    return least.astype(np.float32).ravel(), mean.astype(np.float32).ravel()
+
+
+def _share(part: NDArray[np.int64], whole: NDArray[np.int64]) -> F32:
+    return (part / np.maximum(whole, 1)).astype(np.float32).ravel()
