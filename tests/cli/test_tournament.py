@@ -146,3 +146,29 @@ def test_two_recordings_are_compared_like_two_configurations(
 def test_lists_and_a_second_recording_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", QUICKSTART, "other.rec", "--eviction", "lru,fifo"]) == 2
     assert "--eviction needs a trace alone" in capsys.readouterr().err
+
+
+def test_selections_are_drawn_as_text_and_into_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "pareto.svg"
+    arguments = ["compare", QUICKSTART, "--selection", "paper,seed", "--quiet", "--plot", str(picture)]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "What selections keep against what they read" in text
+    assert "● paper   ○ seed" in text
+    assert picture.read_bytes().startswith(b"<?xml")
+    assert main(arguments) == 2
+    assert f"{picture}: exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--eviction", "lru,fifo", "--plot", "x.png"], "--plot draws what selections keep"),
+        (["--selection", "paper,seed", "--plot", "x.doc"], "x.doc: has suffix .doc, a plot is one of"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", QUICKSTART, "--quiet", *arguments]) == 2
+    assert message in capsys.readouterr().err

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tinyserve_viz.analysis.charts.chart import Axis, Chart, Panel, series
+
 NOT_BY_SHARE = ("seed", "seed-published")  # have a budget of their own
 
 
@@ -52,3 +54,39 @@ def points(labels: Sequence[str], summaries: Sequence[dict[str, Any]]) -> list[P
 
 def _beats(other: tuple[float, float], this: tuple[float, float]) -> bool:
     return other[0] <= this[0] and other[1] >= this[1] and other != this
+
+
+def chart(kept: Sequence[Point], facts: Sequence[str]) -> Chart:
+    """Mass kept against K/V read, and against all bytes where those were counted; a colour a policy, the front dashed.
+
+    `facts` go into the caption, before what the numbers mean.
+    """
+    mass = Axis("mass kept, mean", "%", limits=(0, 100))
+    panels = [_panel(kept, "K/V tokens read", [point.read for point in kept], Axis("read", "% of those held"), mass)]
+    costs = [point.cost for point in kept if point.cost is not None]
+    if len(costs) == len(kept):
+        axis = Axis("bytes read and to choose", "% of full attention's")
+        panels.append(_panel(kept, "all bytes, those for choosing too", costs, axis, mass))
+    meaning = (
+        "mass kept = exp(lse of the selected − lse of all), mean over steps, layers, sequences and query heads",
+        "dashed: no other replay keeps as much and reads as little",
+    )
+    return Chart("pareto", "What selections keep against what they read", tuple(panels), (*facts, *meaning))
+
+
+def _panel(kept: Sequence[Point], title: str, cost: Sequence[float], x: Axis, y: Axis) -> Panel:
+    drawn = []
+    for place, policy in enumerate(dict.fromkeys(point.policy for point in kept)):
+        own = [(100 * c, 100 * p.kept) for p, c in zip(kept, cost, strict=True) if p.policy == policy]
+        columns = list(zip(*own, strict=True))
+        drawn.append(series(policy, "points", columns[0], columns[1], _COLORS[place % len(_COLORS)]))
+    places = [(c, p.kept) for p, c in zip(kept, cost, strict=True)]
+    front = sorted({place for place in places if not any(_beats(other, place) for other in places)})
+    if len(front) > 1:
+        columns = list(zip(*front, strict=True))
+        low, high = ([100 * value for value in column] for column in columns)
+        drawn.append(series("best", "line", low, high, 0, dashed=True))
+    return Panel(title, x, y, tuple(drawn))
+
+
+_COLORS = (5, 6, 3, 1, 7, 2, 8, 4)

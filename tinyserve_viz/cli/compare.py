@@ -43,6 +43,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="all, all but attention, or none (default: all where selections are compared, else none)",
     )
     parser.add_argument("--fail-on-diff", action="store_true", help="exit code 1 when any decision differs")
+    parser.add_argument(
+        "--plot", metavar="OUT", help="where selections are compared: draw mass kept against bytes into OUT.png, .svg, "
+        ".pdf, .html or .txt"
+    )
+    parser.add_argument("--force", action="store_true", help="let --plot replace an existing file")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 

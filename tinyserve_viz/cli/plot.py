@@ -79,13 +79,25 @@ def plotted(
     Raises:
         TinyserveError: no such kind, or the file holds nothing of it.
     """
+    charts, left_out = charts_of(file, kind)
+    return rendered(charts, left_out, form, file.name, size, dpi)
+
+
+def rendered(
+    charts: list[Chart],
+    left_out: list[str],
+    form: str,
+    name: str,
+    size: tuple[float, float] | None = None,
+    dpi: int = 150,
+) -> bytes:
+    """Charts in one of `FORMS`: all of them on a page called `name`, the first one in any other form."""
     from tinyserve_viz.report.figure import picture
     from tinyserve_viz.report.page import as_page
     from tinyserve_viz.report.text_chart import as_text
 
-    charts, left_out = charts_of(file, kind)
     if form == "html":
-        title = charts[0].title if len(charts) == 1 else file.name
+        title = charts[0].title if len(charts) == 1 else name
         return as_page(title, charts, left_out, size).encode()
     if form == "txt":
         columns = None if size is None else (max(40, round(size[0])), max(8, round(size[1])))

@@ -127,11 +127,14 @@ def _label(axis: Axis, value: Any) -> str:
 
 def run(args: argparse.Namespace) -> int:
     """Replay every configuration, print the table and the differences from the first one."""
-    from tinyserve_viz.analysis.pareto import points
+    from tinyserve_viz.analysis.pareto import chart, points
     from tinyserve_viz.analysis.side_by_side import as_dict
     from tinyserve_viz.cli.main import UsageError
+    from tinyserve_viz.cli.plot import form_of, rendered
     from tinyserve_viz.core.config import as_dict as as_fields
+    from tinyserve_viz.core.errors import ConfigError
     from tinyserve_viz.report.side_by_side import as_table, difference_lines
+    from tinyserve_viz.trace.write import write_bytes
 
     if not given(args):
         raise UsageError("tinyserve-viz compare: nothing to compare; give a list, such as --eviction lru,fifo")
@@ -141,12 +144,18 @@ def run(args: argparse.Namespace) -> int:
             f"tinyserve-viz compare: {len(chosen)} configuration{'s' * (len(chosen) != 1)}, "
             f"expected 2 to {MOST}; give a list, such as --eviction lru,fifo"
         )
+    form = "txt" if args.plot is None else form_of(args.plot)
     trace = load_trace(args)
     played = [_play(trace, configuration, args) for configuration in chosen]
     first = played[0]
     differences = [differing_decision(first, other) for other in played[1:]]
     labels = [one.configuration.label for one in played]
     kept = points(labels, [one.summary for one in played])
+    picture = chart(kept, _facts(first)) if kept else None
+    if args.plot is not None:
+        if picture is None:
+            raise ConfigError("--plot draws what selections keep: compare --selection or --ratio")
+        write_bytes(args.plot, rendered([picture], [], form, trace.name), force=args.force)
     if args.json:
         entries = [
             {
@@ -167,10 +176,23 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join([trace_line, "", *as_table(labels, [one.summary for one in played]), ""]))
         for label, found in zip(labels[1:], differences, strict=True):
             print("\n".join(difference_lines(found, labels[0], label)))
-        if len(kept) > 1:
+        if picture is not None and len(kept) > 1:
             best = ", ".join(point.label for point in kept if point.on_front)
-            print(f"\nno other keeps more attention mass while reading as little: {best}")
+            print(f"\nno other keeps more attention mass while reading as little: {best}\n")
+            print(rendered([picture], [], "txt", trace.name).decode(), end="")
     return FINDING if args.fail_on_diff and any(found is not None for found in differences) else 0
+
+
+def _facts(first: Played) -> list[str]:
+    """What the caption of a plot says of all the replays."""
+    origin, header = first.header.origin, first.header
+    trace = origin["trace"]
+    return [
+        f"trace {trace['name']} ({trace['format']}, {trace['num_requests']:,} requests)",
+        f"content {header.content.describe()}, blocks of {header.engine.block_size} tokens",
+        f"backend {origin['backend']}, {origin['device']}",
+        f"tinyserve-viz {origin['tool']}",
+    ]
 
 
 def _play(trace: Trace, configuration: Configuration, args: argparse.Namespace) -> Played:
