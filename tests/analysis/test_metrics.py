@@ -129,13 +129,25 @@ def test_kernel_times_are_summed_and_bandwidth_is_said_of_measured_ones_alone(
             0,
             ev.KernelsTimed("block_fork other", ids(2, 1), np.array([total, 20.0]), np.array([2000, 1000]), provenance),
         )
-    assert summed.kernels() == [
+    assert summed.kernels(copy_gb_per_s=0.8) == [
         {"name": name, "calls": calls, "total_us": total, "median_us": median, "bytes": moved, "gb_per_s": speed,
-         "provenance": provenance}
+         "percent_of_copy": None if speed is None else 100 * speed / 0.8,
+         "coarse": provenance == "measured" and median < 20, "provenance": provenance}
         for (name, calls, total, median, moved), speed in zip(
             [("block_fork", 6, 15.0, 2.0, 6000), ("other", 3, 60.0, 20.0, 3000)], gb_per_s, strict=True
         )
     ]  # fmt: skip
+
+
+def test_host_time_stands_beside_the_kernels_with_what_was_spent_on_watching() -> None:
+    summed = metrics()
+    assert summed.host() is None
+    for host in (100.0, 300.0, 200.0):
+        summed.add(0, ev.KernelsTimed("", ids(), np.zeros(0), np.zeros(0, np.int64), "measured", host, 7.0, 5.0, 3.0))
+    found = summed.host()
+    assert found is not None
+    assert found.pop("step_us") == {"median": 200.0, "p95": pytest.approx(290.0)}
+    assert found == {"verify_us": 7.0, "record_us": 5.0, "check_us": 3.0}
 
 
 def test_compactions_without_moves_are_not_counted() -> None:

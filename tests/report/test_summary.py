@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 from tinyserve_viz.analysis.metrics import Metrics
@@ -41,7 +42,7 @@ def test_every_topic_of_a_replay_has_its_line() -> None:
     assert lines == {
         "trace": "two (json, 2 requests, arrivals trace)",
         "replay": "profile tinyserve, paged allocator, eviction lru, 10 blocks of 4 tokens",
-        "backend": "numpy, kernels none, content topics(8, 0.9)",
+        "backend": f"numpy on {platform.machine()} CPU, kernels none, content topics(8, 0.9)",
         "requests": "2 completed, 0 preemptions, 0 rejected, 0 cancelled",
         "blocks": "peak 5 used, 6 allocations, 0 evictions, 0 copies on write, 0 leaked",
         "prefix cache": "0 of 15 prompt tokens hit (0.00 %); misses: capped 2, tail 13",

@@ -105,13 +105,14 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class KernelRow:
-    """One kernel in one step."""
+    """One kernel in one step; `coarse` times are too short for the events around them."""
 
     name: str
     calls: int
     total_us: float
     share: float
     num_bytes: int
+    coarse: bool = False
 
 
 @dataclass(frozen=True, slots=True)

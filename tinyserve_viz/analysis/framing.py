@@ -236,7 +236,10 @@ def _kernels(recent: Sequence[tuple[int, ev.Event]]) -> tuple[tuple[KernelRow, .
         if isinstance(event, ev.KernelsTimed):
             total = float(event.total_us.sum()) or 1.0
             columns = (event.names.split(), event.calls.tolist(), event.total_us.tolist(), event.bytes.tolist())
-            rows = [KernelRow(n, c, us, us / total, b) for n, c, us, b in zip(*columns, strict=True)]
+            limit = ev.COARSE_US if event.provenance == "measured" else 0.0
+            rows = [
+                KernelRow(n, c, us, us / total, b, us / c < limit) for n, c, us, b in zip(*columns, strict=True)
+            ]
             rows.sort(key=lambda row: -row.total_us)
             return tuple(rows), provenance_title(event.provenance), step
     return (), "", -1

@@ -61,6 +61,7 @@ class Metrics:
         self._kernel_totals: dict[str, float] = {}
         self._kernel_bytes: dict[str, int] = {}
         self._provenance: str | None = None
+        self._host: dict[str, list[float]] = {name: [] for name in ("host", "verify", "record", "check")}
 
     def add(self, _step: int, event: ev.Event) -> None:
         """Take the next event."""
@@ -112,11 +113,13 @@ class Metrics:
 
     def _kernels_timed(self, event: Any) -> None:
         self._provenance = event.provenance
+        for name, spent in self._host.items():
+            spent.append(getattr(event, f"{name}_us"))
         columns = (event.names.split(), event.calls.tolist(), event.total_us.tolist(), event.bytes.tolist())
-        for name, calls, spent, moved in zip(*columns, strict=True):
+        for name, calls, total, moved in zip(*columns, strict=True):
             self._kernel_calls[name] = self._kernel_calls.get(name, 0) + calls
-            self._kernel_us.setdefault(name, []).append(spent / calls)
-            self._kernel_totals[name] = self._kernel_totals.get(name, 0.0) + spent
+            self._kernel_us.setdefault(name, []).append(total / calls)
+            self._kernel_totals[name] = self._kernel_totals.get(name, 0.0) + total
             self._kernel_bytes[name] = self._kernel_bytes.get(name, 0) + moved
 
     def _compaction_planned(self, event: Any) -> None:
@@ -160,20 +163,42 @@ class Metrics:
             "predicted_us": predicted_us(num_bytes, copy["gb_per_s"]) if copy else None,
         }
 
-    def kernels(self) -> list[dict[str, Any]]:
-        """The section `kernels`: one entry a kernel; `gb_per_s` only where the time is a kernel's own, on a GPU."""
+    def host(self) -> dict[str, Any] | None:
+        """The section `host`: µs of wall time a step beside its kernels; None when no kernels ran.
+
+        `step_us` is scheduling, state and launches; `verify_us` repeating kernels and comparing, `record_us` digest and
+        recording, `check_us` invariants and metrics, medians all of them.
+        """
+        if self._provenance is None:
+            return None
+        spent = {name: np.array(values) for name, values in self._host.items()}
+        return {
+            "step_us": {"median": float(np.median(spent["host"])), "p95": float(np.percentile(spent["host"], 95))},
+            **{f"{name}_us": float(np.median(spent[name])) for name in ("verify", "record", "check")},
+        }
+
+    def kernels(self, copy_gb_per_s: float | None = None) -> list[dict[str, Any]]:
+        """The section `kernels`: one entry a kernel; `gb_per_s` only where the time is a kernel's own, on a GPU.
+
+        Then `percent_of_copy` is its share of the copy bandwidth, and `coarse` marks times that are too short for the
+        events around them.
+        """
         found = []
         for name, calls in self._kernel_calls.items():
             total = self._kernel_totals[name]
             measured = self._provenance == "measured"
+            median = float(np.median(self._kernel_us[name]))
+            rate = self._kernel_bytes[name] / total / 1e3 if measured and total else None
             found.append(
                 {
                     "name": name,
                     "calls": calls,
                     "total_us": total,
-                    "median_us": float(np.median(self._kernel_us[name])),
+                    "median_us": median,
                     "bytes": self._kernel_bytes[name],
-                    "gb_per_s": self._kernel_bytes[name] / total / 1e3 if measured and total else None,
+                    "gb_per_s": rate,
+                    "percent_of_copy": 100 * rate / copy_gb_per_s if rate is not None and copy_gb_per_s else None,
+                    "coarse": measured and median < ev.COARSE_US,
                     "provenance": self._provenance,
                 }
             )

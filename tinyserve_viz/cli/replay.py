@@ -83,7 +83,44 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kernels",
         choices=("all", "decisions", "none"),
-        help="all, all but attention, or none (default: all for traces of up to 200,000 tokens, else none)",
+        help="all, all but attention, or none "
+        "(default: all on a GPU and for traces of up to 200,000 tokens, else none)",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "numpy", "cuda"),
+        default="auto",
+        help="auto (default): CUDA when it works, else the NumPy references",
+    )
+    parser.add_argument(
+        "--verify",
+        choices=("every", "sample", "off"),
+        help="repeat the kernels on the host and compare: every step, every 32nd, or never "
+        "(default: every for traces of up to 200,000 tokens, else sample)",
+    )
+    parser.add_argument(
+        "--alloc",
+        choices=("scan", "cas"),
+        default="scan",
+        help="who gets which free block: the next in the free order, or who wins the published compare-and-swap",
+    )
+    parser.add_argument(
+        "--time-repeat",
+        type=whole_number(1),
+        default=1,
+        metavar="K",
+        help="time every kernel K times, on copies of the arrays that it changes, and take the median (CUDA)",
+    )
+    parser.add_argument(
+        "--clock",
+        choices=("model", "measured"),
+        help="simulated time of a step: the model's (default), or its kernels' own (CUDA; no digest)",
+    )
+    parser.add_argument(
+        "--clock-layers",
+        type=whole_number(1),
+        metavar="N",
+        help="layers of the model that the measured clock stands for (default 1)",
     )
     parser.add_argument(
         "--attention",
@@ -199,6 +236,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     engine: dict[str, Any] = {name: getattr(args, name) for name in [*names, "allocator", "eviction", "compaction"]}
     engine |= {"selection": args.selection, "ratio_permille": args.ratio, "budget_blocks": args.budget_blocks}
     engine |= {name: getattr(args, name) for name in ("selection_heads", "reduction", "sinks", "recent")}
+    engine |= {"clock": args.clock, "clock_layers": args.clock_layers}
     engine["prefix_caching"] = None if args.prefix_caching is None else args.prefix_caching == "on"
     return Settings(
         engine=engine,
@@ -210,6 +248,10 @@ def settings_of(args: argparse.Namespace) -> Settings:
         kernels=args.kernels,
         attention=args.attention,
         quality=args.quality,
+        backend=args.backend,
+        verify=args.verify,
+        alloc=args.alloc,
+        time_repeat=args.time_repeat,
     )
 
 
@@ -289,4 +331,8 @@ def _replay(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
             file = stack.enter_context(args.decisions.open("wb"))
             sinks = (DecisionLines(header.workload, header.engine.block_size, file.write).add,)
         progress = None if args.quiet else stack.enter_context(progress_bar(f"replay {trace.name}"))
-        return run_replay(header, args.record, args.force, settings.check_every_step, sinks, progress)
+        summary = run_replay(header, args.record, args.force, settings.check_every_step, sinks, progress)
+    if settings.backend == "auto" and header.origin["kernels_run"] != "none":
+        why = f": {header.origin['fallback']}" if header.origin["fallback"] else f" on {header.origin['device']}"
+        print(f"tinyserve-viz: backend {header.origin['backend']}{why}", file=sys.stderr)
+    return summary

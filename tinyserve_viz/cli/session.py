@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -15,25 +14,30 @@ import numpy as np
 
 from tinyserve_viz import __version__
 from tinyserve_viz.analysis.metrics import Metrics
+from tinyserve_viz.cli.backend import choose_backend, misfit, open_session
 from tinyserve_viz.cli.import_stream import summarize_stream_recording
 from tinyserve_viz.core.apply import apply
 from tinyserve_viz.core.check import FULL_EVERY, StepChecker
 from tinyserve_viz.core.config import ORACLE_EVICTIONS, ContentConfig, EngineConfig, ModelConfig, with_overrides
-from tinyserve_viz.core.errors import ConfigError
+from tinyserve_viz.core.errors import ConfigError, DeviceLost, OutOfDeviceMemory
 from tinyserve_viz.core.events import Event
+from tinyserve_viz.core.rules import EngineRules
 from tinyserve_viz.core.rules import profile as rules_of_profile
 from tinyserve_viz.core.state import CacheState
 from tinyserve_viz.core.workload import Workload
 from tinyserve_viz.engine.captured import check_lengths, model_of, read_capture
+from tinyserve_viz.engine.cas_allocation import CasBlockManager
 from tinyserve_viz.engine.choosing import checked_selection
-from tinyserve_viz.engine.pipeline import QUALITIES, KernelPipeline, PipelineConfig
+from tinyserve_viz.engine.pipeline import QUALITIES, KernelPipeline, PipelineConfig, Stopwatch
 from tinyserve_viz.engine.replay import Engine
 from tinyserve_viz.engine.seed_allocation import SeedBlockManager
 from tinyserve_viz.engine.workload import ARRIVALS, workload_of
+from tinyserve_viz.kernels.backend import Backend
 from tinyserve_viz.kernels.copy_bandwidth import host_copy_bandwidth
 from tinyserve_viz.kernels.numpy_backend import NumpyBackend
 from tinyserve_viz.kernels.parameters import PARAMETERS
-from tinyserve_viz.kernels.session import HostSession
+from tinyserve_viz.kernels.session import Session
+from tinyserve_viz.kernels.verified_session import VerifiedSession
 from tinyserve_viz.recording.header import Header
 from tinyserve_viz.recording.prefix_ids import encode_prefix_ids
 from tinyserve_viz.recording.recorder import Digest, Recorder
@@ -63,6 +67,10 @@ class Settings:
     attention: str = "all"
     oracles: bool = False  # whether policies that know the whole trace may be had
     quality: str = "full"  # full or off
+    backend: str = "numpy"  # auto, numpy, cuda
+    verify: str | None = None  # every, sample, off; None: by the size of the trace
+    alloc: str = "scan"  # scan, cas
+    time_repeat: int = 1
 
 
 def prepare(trace: Trace, settings: Settings) -> Header:
@@ -100,9 +108,20 @@ def prepare(trace: Trace, settings: Settings) -> Header:
         captured = capture.about()
     else:
         model = with_overrides(ModelConfig(), dict(trace.model))
-    kernels = settings.kernels or _kernels_by_size(engine, workload)
+    asked = settings.kernels
+    chosen = choose_backend(settings.backend if asked != "none" or settings.backend != "auto" else "numpy")
+    plain = Header(engine, rules, model, content, workload, {})
+    if problem := misfit(plain, chosen):
+        if settings.backend == "cuda":
+            raise OutOfDeviceMemory(problem)
+        chosen = replace(choose_backend("numpy"), why=problem)
+    kernels = asked or _kernels_by_size(engine, workload, chosen.name)
     if kernels != "none" and engine.allocator != "paged":
         raise ConfigError(f"kernels {kernels!r} need the paged allocator, not {engine.allocator!r}")
+    if settings.alloc == "cas":
+        _check_cas(engine, rules)
+    if engine.clock == "measured" and (chosen.name != "cuda" or kernels == "none"):
+        raise ConfigError("clock 'measured' takes its time from kernels on a GPU: it needs --backend cuda and kernels")
     if "compaction" not in {**trace.engine, **_given(settings.engine)}:
         # vLLM's one queue of free blocks comes with vLLM's rules, and vLLM compacts nothing.
         unasked = kernels != "none" and rules.free_order != "queue"
@@ -116,10 +135,14 @@ def prepare(trace: Trace, settings: Settings) -> Header:
         "trace": {"name": trace.name, "format": trace.format, "num_requests": workload.num_requests},
         "profile": settings.profile,
         "arrivals": settings.arrivals,
-        "backend": "numpy",
-        "device": f"{platform.machine()} CPU",
+        "backend": chosen.name,
+        "device": chosen.device,
+        "fallback": chosen.why,
         "kernels_run": kernels,
         "attention": settings.attention,
+        "verify": settings.verify or ("every" if _is_small(workload) else "sample"),
+        "alloc": settings.alloc,
+        "time_repeat": settings.time_repeat,
         "copy_bandwidth": None if engine.compaction == "off" else host_copy_bandwidth(),
         "quality": settings.quality,
         "captured": captured,
@@ -131,9 +154,21 @@ def prepare(trace: Trace, settings: Settings) -> Header:
     return Header(engine, rules, model, content, workload, origin, ids)
 
 
-def _kernels_by_size(engine: EngineConfig, workload: Workload) -> str:
-    """All kernels where the NumPy reference takes seconds, none where it would take hours."""
-    return "all" if engine.allocator == "paged" and num_tokens(workload) <= ALL_KERNELS_UP_TO_TOKENS else "none"
+def _kernels_by_size(engine: EngineConfig, workload: Workload, backend: str) -> str:
+    """All kernels on a GPU and where the NumPy reference takes seconds, none where it would take hours."""
+    return "all" if engine.allocator == "paged" and (backend == "cuda" or _is_small(workload)) else "none"
+
+
+def _is_small(workload: Workload) -> bool:
+    return num_tokens(workload) <= ALL_KERNELS_UP_TO_TOKENS
+
+
+def _check_cas(engine: EngineConfig, rules: EngineRules) -> None:
+    if engine.allocator != "paged" or engine.eviction == "seed" or rules.free_order == "queue":
+        raise ConfigError(
+            "alloc 'cas' hands out the paged allocator's free blocks; it cannot be had with eviction seed, "
+            "free_order queue or a baseline allocator"
+        )
 
 
 def num_tokens(workload: Workload) -> int:
@@ -160,27 +195,39 @@ def run_replay(
         RecordingError: `record` exists or cannot be written.
     """
     started = time.perf_counter()
-    metrics = Metrics(header.workload, header.engine)
+    metrics, watch = Metrics(header.workload, header.engine), Stopwatch()
 
     def emit(step: int, event: Event) -> None:
+        before = time.perf_counter()
         take(step, event)
+        taken = time.perf_counter()
         metrics.add(step, event)
         checker.add(step, event)
         for sink in extra_sinks:
             sink(step, event)
+        watch.record_s += taken - before
+        watch.check_s += time.perf_counter() - taken
 
     engine = Engine(header.workload, header.engine, header.rules, emit, header.origin["arrivals"] == "sequential")
-    if header.origin["kernels_run"] != "none":
-        chosen = PipelineConfig(
-            header.origin["kernels_run"], header.origin["attention"], quality=header.origin["quality"]
-        )
-        engine.kernels = KernelPipeline(
-            engine.state, header.engine, header.model, header.content, HostSession(NumpyBackend()), chosen
-        )
-        if isinstance(engine.manager, SeedBlockManager):
-            engine.manager = replace(engine.manager, backend=engine.kernels)
-    checker = _checker(header, engine.state, check_every_step)
+    origin = header.origin
+    session: Session | None = None
     with ExitStack() as stack:
+        if origin["kernels_run"] != "none":
+            session = open_session(header)
+            stack.callback(session.close)
+            if session.copy_gb_per_s is not None:
+                copy = {"gb_per_s": session.copy_gb_per_s, "of": f"device-to-device copy on {session.device}"}
+                header = replace(header, origin={**origin, "copy_bandwidth": copy})
+            chosen = PipelineConfig(origin["kernels_run"], origin["attention"], origin["verify"], origin["quality"])
+            engine.kernels = KernelPipeline(
+                engine.state, header.engine, header.model, header.content, session, chosen, watch
+            )
+        backend: Backend = engine.kernels or NumpyBackend()
+        if origin["alloc"] == "cas":
+            engine.manager = CasBlockManager.of(engine.manager, backend)
+        elif isinstance(engine.manager, SeedBlockManager):
+            engine.manager = replace(engine.manager, backend=backend)
+        checker = _checker(header, engine.state, check_every_step)
         if record is None:
             recorder, digest = None, Digest()
             take: Sink = digest.add
@@ -189,7 +236,7 @@ def run_replay(
             digest = recorder.digest
             take = recorder.add
         steps, stopped = 0, False
-        while engine.step():
+        while _stepped(engine, record):
             steps += 1
             if steps % _PROGRESS_EVERY == 0:
                 if progress is not None:
@@ -204,14 +251,44 @@ def run_replay(
             state=engine.state,
             num_checked=checker.num_checked + (engine.kernels.num_checked if engine.kernels else 0),
             violations=checker.violations + (engine.kernels.violations if engine.kernels else []),
-            digest=digest.hexdigest(),
+            digest=None if no_digest(header) else digest.hexdigest(),
             wall_s=time.perf_counter() - started,
             num_events=digest.num_events,
+            no_digest=no_digest(header),
         )
-        summary = summarize(outcome)
+        summary = {**summarize(outcome), "verify": _verification(engine.kernels, session)}
         if recorder is not None and not stopped:
             recorder.finish(json.dumps(summary).encode())
     return summary
+
+
+def _stepped(engine: Engine, record: Path | None) -> bool:
+    """One step; a lost device is told with the step that it broke off in."""
+    try:
+        return engine.step()
+    except DeviceLost as error:
+        kept = f"; {record} holds the steps before" if record is not None else ""
+        raise DeviceLost(f"{error}, in step {engine.state.step}{kept}") from error
+
+
+def _verification(kernels: KernelPipeline | None, session: Session | None) -> dict[str, Any] | None:
+    """The section `verify`: what was repeated on the host; None when no kernels ran."""
+    if kernels is None:
+        return None
+    found = {"mode": kernels.verify, "steps": kernels.num_verified, "calls": 0, "mismatches": 0}
+    if isinstance(session, VerifiedSession):
+        found |= {"calls": session.num_repeated, "mismatches": session.num_mismatches}
+    return found
+
+
+def no_digest(header: Header) -> str:
+    """Why a replay with this header has no digest; nothing when it has one."""
+    origin = header.origin
+    if header.engine.clock == "measured":
+        return "the clock is measured, so no two replays agree"
+    if origin.get("alloc") == "cas" and origin["backend"] == "cuda":
+        return "who gets which block under --alloc cas is a race"
+    return ""
 
 
 def _checker(header: Header, state: CacheState, check_every_step: bool) -> StepChecker:
@@ -244,12 +321,14 @@ def summarize_recording(timeline: Timeline, check_every_step: bool = False) -> d
         state=state,
         num_checked=checker.num_checked,
         violations=checker.violations,
-        digest=digest.hexdigest(),
+        digest=None if no_digest(header) else digest.hexdigest(),
         wall_s=recorded.get("wall_s", time.perf_counter() - started),
         num_events=digest.num_events,
+        no_digest=no_digest(header),
     )
     return {
         **summarize(outcome),
+        "verify": recorded.get("verify"),
         "complete": timeline.complete,
         "digest_matches": digest.hexdigest() == timeline.digest,
     }

@@ -57,6 +57,7 @@ class EngineConfig:
     clock_base_us: int = 20_000
     clock_prefill_us: int = 20
     clock_decode_us: int = 50
+    clock_layers: int = 1  # under clock measured a step takes its kernels' time this many times
 
     def __post_init__(self) -> None:
         for name, low, high in (
@@ -74,6 +75,7 @@ class EngineConfig:
             ("clock_base_us", 1, 1 << 40),
             ("clock_prefill_us", 0, 1 << 40),
             ("clock_decode_us", 0, 1 << 40),
+            ("clock_layers", 1, 1024),
         ):
             _in_range(self, name, low, high)
         _one_of("allocator", self.allocator, ALLOCATORS)

@@ -29,3 +29,13 @@ class GpuUnavailable(TinyserveError):  # noqa: N818 - says a state of the machin
     """The GPU was asked for and cannot be used here; the message says what mends it."""
 
     exit_code = 3
+
+
+class OutOfDeviceMemory(TinyserveError):  # noqa: N818 - says a state of the device
+    """The device has no room; the message says what is needed and what is free."""
+
+
+class DeviceLost(TinyserveError):  # noqa: N818 - says a state of the device
+    """A launch failed or the device went away; nothing more can be run in this process."""
+
+    exit_code = 3

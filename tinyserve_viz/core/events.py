@@ -22,6 +22,7 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 EMPTY = np.zeros(0, dtype=np.int32)
+COARSE_US = 20.0  # a time between two events on a device that is shorter is blurred by the events themselves
 EMPTY_U8 = np.zeros(0, dtype=np.uint8)
 EMPTY_I8 = np.zeros(0, dtype=np.int8)
 EMPTY_F32 = np.zeros(0, dtype=np.float32)
@@ -407,15 +408,31 @@ class BlocksPlaced(Event):
 class KernelsTimed(Event):
     """The kernels of this step. All observed: `names` (joined by spaces), `calls` int32, `total_us` float64, `bytes`
     int64 useful bytes moved, one entry a kernel; `provenance` says how the times were taken (`reference`: wall time of
-    the NumPy reference, which is no kernel time)."""
+    the NumPy reference, which is no kernel time). Of the step up to here, µs of wall time: `host_us` what was neither
+    kernels nor one of the following; `verify_us` repeating kernels on the host and comparing; `record_us` digest and
+    recording; `check_us` invariants and metrics (0 in recordings that are older than these fields)."""
 
-    OBSERVED: ClassVar[tuple[str, ...]] = ("names", "calls", "total_us", "bytes", "provenance")
+    OBSERVED: ClassVar[tuple[str, ...]] = (
+        "names",
+        "calls",
+        "total_us",
+        "bytes",
+        "provenance",
+        "host_us",
+        "verify_us",
+        "record_us",
+        "check_us",
+    )
 
     names: str
     calls: I32
     total_us: F64
     bytes: I64
     provenance: str
+    host_us: float = 0.0
+    verify_us: float = 0.0
+    record_us: float = 0.0
+    check_us: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

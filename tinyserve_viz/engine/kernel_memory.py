@@ -7,6 +7,7 @@ own (prefix hits, evictions, the table's side of copy-on-write) is collected as 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,6 +47,7 @@ class KernelMemory:
         self.held["ref"] = session.hold(state.ref)
         self.held["cached"] = session.hold(np.zeros(n, dtype=np.uint8))
         self.checking = True
+        self.check_s = 0.0  # spent on comparing contents
         self._edits: dict[str, tuple[int, list[NDArray[Any]], list[NDArray[Any]]]] = {}
         self._expected: list[tuple[Held, NDArray[Any], str]] = []
         self._after: dict[type[ev.Event], Callable[[Any], None]] = {
@@ -245,12 +247,14 @@ class KernelMemory:
         """K and V that rows of these tables read, [layers][slots of the blocks][...] each; nothing unless checking."""
         if not self.checking:
             return []
+        started = time.perf_counter()
         model, found = self._model, []
         flat = (model.num_layers, -1, model.num_kv_heads, model.head_dim)
         for table in tables:
             blocks = table[table >= 0]
             keys, values = (self._session.read_blocks(self.held[name], blocks).reshape(flat) for name in POOLS)
             found.append((keys, values))
+        self.check_s += time.perf_counter() - started
         return found
 
     def _compare(self, before: list[Contents], now: list[Contents], lengths: list[Any], message: str) -> None:
@@ -261,6 +265,7 @@ class KernelMemory:
     def compare_with_state(self) -> None:
         """Every table and counter must be the state's."""
         self.flush()
+        started = time.perf_counter()
         state, rows = self._state, self.num_rows
         cached = ((state.ref == 0) & (state.hash >= 0)).astype(np.uint8)
         pairs = {
@@ -278,6 +283,7 @@ class KernelMemory:
         for (name, theirs), ours in zip(pairs.items(), found, strict=True):
             if not np.array_equal(ours, theirs):
                 self._report("kernel", f"{name} of the backend is not that of the state")
+        self.check_s += time.perf_counter() - started
 
 
 POOLS = ("key_cache", "value_cache")

@@ -14,6 +14,7 @@ analysis → selection → balancing → attention → levels → compaction.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,14 @@ SAMPLE_EVERY = 32  # steps, under verify `sample`
 _ROOM = 32  # `selected` is as wide as a multiple of it, so that a growing context seldom makes another program
 
 
+@dataclass(slots=True)
+class Stopwatch:
+    """Seconds that the engine's sink spent: on digest and recording, and on invariants and metrics."""
+
+    record_s: float = 0.0
+    check_s: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class PipelineConfig:
     """What runs: `mode` `decisions` leaves attention out; `attention` names its form; `verify` repeats on the host;
@@ -67,15 +76,19 @@ class KernelPipeline:
         content: ContentConfig,
         session: Session,
         config: PipelineConfig,
+        stopwatch: Stopwatch | None = None,
     ) -> None:
         self.content = content_of(content, model, state.workload, engine.block_size)
         self.chooser = Chooser(engine, model, content.seed)
         self._watcher = Watcher(state, engine, model)
         self._state, self._engine, self._model, self._config = state, engine, model, config
         self.session = session
+        self.verify = config.verify
         self.name = session.backend  # with `supports` and `run` the pipeline stands in for a backend
         self.violations: list[Violation] = []
-        self.num_checked = 0
+        self.num_checked = self.num_verified = 0
+        self.clock_us = 0.0  # of the kernels of the step that was closed last; making content is no server's work
+        self._watch = stopwatch or Stopwatch()
         self.memory = KernelMemory(state, engine, model, self.session, self._report)
         self._query = self._new_query()
         self._topics: dict[str, Held] = {}
@@ -84,16 +97,23 @@ class KernelPipeline:
             self._topics = {"centre": self.session.hold(centres[0]), "sink": self.session.hold(centres[1])}
         self._scale = float(self.content.scale)
         self._window, self._compaction = default("adaptive.window"), RULES.get(engine.compaction)
-        self._verifying = self._verifies(state.step)
-        self.memory.checking = self._verifying
+        self._verifying = False
+        self._begin(state.step)
 
     def _new_query(self) -> Held:
         model = self._model
         shape = (model.num_layers, self.memory.num_rows, model.num_heads, model.head_dim)
         return self.session.hold(np.zeros(shape, dtype=np.float16))
 
-    def _verifies(self, step: int) -> bool:
-        return self._config.verify == "every" or (self._config.verify == "sample" and step % SAMPLE_EVERY == 0)
+    def _begin(self, step: int) -> None:
+        """A step begins, verified or not."""
+        verify = self._config.verify
+        self._verifying = verify == "every" or (verify == "sample" and step % SAMPLE_EVERY == 0)
+        self.memory.checking = self._verifying
+        self._step_started = time.perf_counter()
+        self._sink_before = self._watch.record_s, self._watch.check_s
+        self.memory.check_s = 0.0
+        self.session.begin_step(self._verifying)
 
     # ── calls ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -213,6 +233,7 @@ class KernelPipeline:
 
     def _check_boxes(self, blocks: ev.I32) -> None:
         """I6: the box of a written block contains every valid key of it."""
+        started = time.perf_counter()
         valid = np.arange(self._engine.block_size) < self._state.fill[blocks][:, None]
         keys = self.session.read_blocks(self.memory.held["key_cache"], blocks).astype(np.float32)
         inside = valid[None, :, :, None, None]
@@ -221,6 +242,7 @@ class KernelPipeline:
         box = self.session.read_blocks(self.memory.held["box"], blocks)
         if not ((box[:, :, :, 0] <= low).all() and (box[:, :, :, 1] >= high).all()):
             self._report("I6", "a key lies outside its block's box")
+        self.memory.check_s += time.perf_counter() - started
 
     # ── the step ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -561,6 +583,7 @@ class KernelPipeline:
         self.memory.check_expected()
         if self._verifying:
             self.num_checked += len(PER_STEP)
+            self.num_verified += 1
             self.memory.compare_with_state()
         self.memory.flush()
         times: dict[str, list[Any]] = {}
@@ -571,7 +594,17 @@ class KernelPipeline:
             entry[2] += done.num_bytes
             if done.status:
                 self._report("kernel", f"{done.kernel} reports {done.status.name}")
-        self._verifying = self.memory.checking = self._verifies(self._state.step + 1)
+        for message in self.session.take_mismatches():
+            self._report("verify", message)
+        kernels_us = sum(entry[1] for entry in times.values())
+        self.clock_us = kernels_us - times.get("content_generation", (0, 0.0))[1]
+        record_us, check_us = (
+            1e6 * (now - before)
+            for now, before in zip((self._watch.record_s, self._watch.check_s), self._sink_before, strict=True)
+        )
+        verify_us = self.session.verify_us + 1e6 * self.memory.check_s
+        wall_us = 1e6 * (time.perf_counter() - self._step_started)
+        self._begin(self._state.step + 1)
         calls, spent, moved = zip(*times.values(), strict=True) if times else ((), (), ())
         return ev.KernelsTimed(
             names=" ".join(times),
@@ -579,4 +612,8 @@ class KernelPipeline:
             total_us=np.array(spent, dtype=np.float64),
             bytes=np.array(moved, dtype=np.int64),
             provenance=self.session.provenance,
+            host_us=max(0.0, wall_us - kernels_us - verify_us - record_us - check_us),
+            verify_us=verify_us,
+            record_us=record_us,
+            check_us=check_us,
         )

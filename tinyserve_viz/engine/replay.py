@@ -863,9 +863,12 @@ class Engine:
         self, num_prefill: int, num_decoding: int, tokens: int, slots: int, peak: int, prefilled: ev.I32
     ) -> ev.StepEnded:
         state, config = self.state, self.config
-        time_us = state.time_us + config.clock_base_us + config.clock_prefill_us * num_prefill
+        if config.clock == "measured" and self.kernels is not None:
+            spent = max(1, round(self.kernels.clock_us * config.clock_layers))
+        else:
+            spent = config.clock_base_us + config.clock_prefill_us * num_prefill + config.clock_decode_us * num_decoding
         return ev.StepEnded(
-            time_us=time_us + config.clock_decode_us * num_decoding,
+            time_us=state.time_us + spent,
             num_prefill_tokens=num_prefill,
             num_decoding=num_decoding,
             decode_tokens=tokens,

@@ -37,8 +37,45 @@ def bind(kernel: KernelDef, arrays: Mapping[str, Any], scalars: Mapping[str, Any
         KernelError: an argument is missing, unknown, of another dtype, not contiguous, or its shape contradicts the
             others; a scalar is missing or out of range; a requirement of the definition does not hold.
     """
-    axes: dict[str, int] = {}
+    axes, values = _given(kernel, arrays, scalars)
     bound: dict[str, NDArray[Any] | None] = {}
+    for arg in kernel.args:
+        array = arrays.get(arg.name)
+        bound[arg.name] = None if array is None else _checked(kernel, arg, array, axes)
+    for arg in kernel.args:
+        if bound[arg.name] is None and not arg.optional:
+            bound[arg.name] = _made(kernel, arg, axes)
+    final = _finished(kernel, axes, values, {name for name, array in bound.items() if array is not None})
+    return Call(kernel, axes, bound, final)
+
+
+def bind_shapes(
+    kernel: KernelDef, arrays: Mapping[str, tuple[tuple[int, ...], str]], scalars: Mapping[str, Any]
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """As `bind` where only shape and dtype of each array are here: (axes, scalars). Outputs may be left out.
+
+    Raises:
+        KernelError: as `bind`.
+    """
+    axes, values = _given(kernel, arrays, scalars)
+    for arg in kernel.args:
+        if arg.name in arrays:
+            shape, dtype = arrays[arg.name]
+            where = f"{kernel.name}: {arg.name}"
+            if dtype != arg.dtype:
+                raise KernelError(f"{where} is {dtype}, expected {arg.dtype}")
+            _fit(where, arg, shape, axes)
+        elif not arg.optional and arg.role != "out":
+            raise KernelError(f"{kernel.name}: {arg.name} is missing, expected {arg.dtype} [{']['.join(arg.axes)}]")
+    present = {arg.name for arg in kernel.args if arg.name in arrays or arg.role == "out"}
+    return axes, _finished(kernel, axes, values, present)
+
+
+def _given(
+    kernel: KernelDef, arrays: Mapping[str, Any], scalars: Mapping[str, Any]
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """Axes that stand among the scalars, and the other scalars."""
+    axes: dict[str, int] = {}
     values = dict(scalars)
     for axis in kernel.axes:
         if axis in values:
@@ -49,21 +86,20 @@ def bind(kernel: KernelDef, arrays: Mapping[str, Any], scalars: Mapping[str, Any
     ]:
         names = ", ".join([*(arg.name for arg in kernel.args), *(scalar.name for scalar in kernel.scalars)])
         raise KernelError(f"{kernel.name} has no argument {unknown[0]!r}; it has {names}")
-    for arg in kernel.args:
-        array = arrays.get(arg.name)
-        bound[arg.name] = None if array is None else _checked(kernel, arg, array, axes)
-    for arg in kernel.args:
-        if bound[arg.name] is None and not arg.optional:
-            bound[arg.name] = _made(kernel, arg, axes)
+    return axes, values
+
+
+def _finished(kernel: KernelDef, axes: dict[str, int], values: Mapping[str, Any], present: set[str]) -> dict[str, Any]:
+    """Every scalar's value, once every axis has a size and the requirements hold."""
     for axis in kernel.axes:
         axes.setdefault(axis, 0)
     final = {scalar.name: _scalar(kernel, scalar, values.get(scalar.name)) for scalar in kernel.scalars}
-    facts = final | {f"has_{name}": array is not None for name, array in bound.items()}
+    facts = final | {f"has_{arg.name}": arg.name in present for arg in kernel.args}
     for requirement in kernel.requires:
         if not requirement.holds(axes, facts):
             sizes = ", ".join(f"{axis}={axes[axis]}" for axis in kernel.axes if axis in requirement.text)
             raise KernelError(f"{kernel.name}: {requirement.text}{f' ({sizes})' if sizes else ''}")
-    return Call(kernel, axes, bound, final)
+    return final
 
 
 def _checked(kernel: KernelDef, arg: Arg, given: Any, axes: dict[str, int]) -> NDArray[Any]:
@@ -73,19 +109,24 @@ def _checked(kernel: KernelDef, arg: Arg, given: Any, axes: dict[str, int]) -> N
     array: NDArray[Any] = given.view(np.uint8) if given.dtype == np.bool_ and arg.dtype == "uint8" else given
     if array.dtype != arg.dtype:
         raise KernelError(f"{where} is {array.dtype}, expected {arg.dtype}")
-    if array.ndim != len(arg.axes):
-        raise KernelError(f"{where} has {array.ndim} axes, expected [{']['.join(arg.axes)}]")
     if not array.flags.c_contiguous:
         raise KernelError(f"{where} is not contiguous; pass np.ascontiguousarray(…)")
     if arg.role in ("out", "inout") and not array.flags.writeable:
         raise KernelError(f"{where} is written by the kernel, but the array is read-only")
-    for axis, size in zip(arg.axes, array.shape, strict=True):
+    _fit(where, arg, array.shape, axes)
+    return array
+
+
+def _fit(where: str, arg: Arg, shape: tuple[int, ...], axes: dict[str, int]) -> None:
+    """The array's sizes become those of its axes, where they have none yet."""
+    if len(shape) != len(arg.axes):
+        raise KernelError(f"{where} has {len(shape)} axes, expected [{']['.join(arg.axes)}]")
+    for axis, size in zip(arg.axes, shape, strict=True):
         expected = int(axis) if axis.isdigit() else axes.setdefault(axis, size)
         if size != expected:
             name = f"{axis}={size}" if not axis.isdigit() else f"{size} in the place of {axis}"
             before = f", earlier arguments have {axis}={expected}" if not axis.isdigit() else ""
             raise KernelError(f"{where} has {name}{before}")
-    return array
 
 
 def _made(kernel: KernelDef, arg: Arg, axes: dict[str, int]) -> NDArray[Any]:

@@ -118,13 +118,14 @@ def _difference(kernel: KernelDef, case: Case, inputs: Arrays, given: Arrays, ex
         return case.judge(inputs, expected, found)
     for arg in kernel.args:
         if arg.role in ("out", "inout") and arg.name in inputs:
-            problem = _compare(kernel, arg.name, found[arg.name], expected[arg.name])
+            problem = compare(kernel, arg.name, found[arg.name], expected[arg.name])
             if problem:
                 return problem
     return ""
 
 
-def _compare(kernel: KernelDef, name: str, found: NDArray[Any], expected: NDArray[Any]) -> str:
+def compare(kernel: KernelDef, name: str, found: NDArray[Any], expected: NDArray[Any]) -> str:
+    """What differs in one array that the kernel wrote, in words; nothing when it is right."""
     if found.shape != expected.shape:
         return f"{name}: shape {found.shape}, expected {expected.shape}"
     if not kernel.decision and name in TOLERANCES:

@@ -114,6 +114,10 @@ class Session(Protocol):
         """Run a program; runs with one key make the same calls. Key None: this once, nothing is prepared for again."""
         ...
 
+    def begin_step(self, verify: bool) -> None:
+        """A step begins; with `verify`, whoever can repeats its calls and compares."""
+        ...
+
     def end_step(self) -> list[CallTime]:
         """Wait for all calls since the last `end_step` and tell of each."""
         ...
@@ -122,10 +126,20 @@ class Session(Protocol):
         """Give everything back."""
         ...
 
+    def take_mismatches(self) -> list[str]:
+        """What repeated calls gave differently since the last time, in words."""
+        ...
+
+    @property
+    def verify_us(self) -> float:
+        """Host time that repeating and comparing took since the last step began."""
+        ...
+
 
 class HostSession:
     """NumPy arrays and a backend that works on them: the references, or one that wraps them in a test."""
 
+    verify_us = 0.0
     num_workers = 32  # the references read the list, so its cuts are exercised without a GPU
     copy_gb_per_s: float | None = None
 
@@ -187,6 +201,9 @@ class HostSession:
         read = build(_HostCalls(self, inputs, sizes))
         return {name: held.data for name, held in read.items()}
 
+    def begin_step(self, verify: bool) -> None:
+        """Nothing: the reference is not held to itself."""
+
     def end_step(self) -> list[CallTime]:
         """The calls since the last time, which are over."""
         done, self._done = self._done, []
@@ -194,6 +211,10 @@ class HostSession:
             CallTime(kernel, us, num_bytes if isinstance(num_bytes, int) else num_bytes(sizes), status)
             for kernel, us, num_bytes, sizes, status in done
         ]
+
+    def take_mismatches(self) -> list[str]:
+        """None: nothing is repeated."""
+        return []
 
     def close(self) -> None:
         """Nothing is open."""

@@ -29,6 +29,7 @@ class Outcome:
     digest: str | None
     wall_s: float
     num_events: int
+    no_digest: str = ""  # why there is none
 
 
 def summarize(outcome: Outcome) -> dict[str, Any]:
@@ -42,6 +43,7 @@ def summarize(outcome: Outcome) -> dict[str, Any]:
         "arrivals": origin["arrivals"],
         "backend": origin["backend"],
         "device": origin["device"],
+        "fallback": origin.get("fallback") or None,
         "kernels_run": origin["kernels_run"],
         "content": {
             **as_dict(header.content),
@@ -61,7 +63,9 @@ def summarize(outcome: Outcome) -> dict[str, Any]:
         **metrics.as_dict(outcome.state),
         "compaction": metrics.compaction(header.model, origin.get("copy_bandwidth")),
         "selection": _selection(header, metrics),
-        "kernels": metrics.kernels(),
+        "kernels": metrics.kernels((origin.get("copy_bandwidth") or {}).get("gb_per_s")),
+        "copy_bandwidth": origin.get("copy_bandwidth"),
+        "host": metrics.host(),
         "invariants": {
             "checked": outcome.num_checked,
             "violations": len(outcome.violations),
@@ -70,6 +74,7 @@ def summarize(outcome: Outcome) -> dict[str, Any]:
             ],
         },
         "digest": outcome.digest,
+        "digest_note": outcome.no_digest or None,
     }
 
 
@@ -124,7 +129,8 @@ def as_text(summary: dict[str, Any]) -> str:
         ),
         (
             "backend",
-            f"{summary['backend']}, kernels {summary['kernels_run']}, content {summary['content']['description']}",
+            f"{summary['backend']} on {summary['device']}{_fallback(summary)}, kernels {summary['kernels_run']}, "
+            f"content {summary['content']['description']}",
         ),
         (
             "requests",
@@ -154,7 +160,7 @@ def as_text(summary: dict[str, Any]) -> str:
         ),
         ("compaction", _compaction_line(summary)),
         ("invariants", f"{checks['checked']:,} checked, {checks['violations']:,} violated"),
-        ("digest", summary["digest"] or "none"),
+        ("digest", summary["digest"] or f"none: {summary['digest_note']}"),
     ]
     if summary.get("complete") is False:
         lines.insert(0, ("INCOMPLETE", "interrupted; this is what was recorded up to the last committed step"))
@@ -197,9 +203,10 @@ def _selection_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         kept = f"attention mass retained {mass['mean']:.4f} on average{oracle}, {mass['min']:.4f} at worst"
     if error is not None:
         kept += f"; output error {error['mean']:.4f} on average, {error['max']:.4f} at worst"
-    title = "NumPy reference, wall time" if summary["backend"] == "numpy" else summary["device"]
     slowest = sorted(kernels, key=lambda kernel: -kernel["total_us"])[:4]
-    times = ", ".join(f"{kernel['name']} {kernel['total_us'] / 1e3:,.1f} ms" for kernel in slowest)
+    times = ", ".join(_kernel_time(kernel) for kernel in slowest)
+    measured = any(kernel["provenance"] == "measured" for kernel in kernels)
+    title = f"measured on {summary['device']}" if measured else "NumPy reference, wall time"
     settings = chosen["settings"] or {}
     lines = [
         (
@@ -219,6 +226,7 @@ def _selection_lines(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         *_hot_region_lines(chosen),
         ("kernels", f"({title}) {sum(k['calls'] for k in kernels):,} calls; most time in {times}"),
+        *([("host", _host_line(summary))] if measured else []),
     ]
 
 
@@ -278,6 +286,33 @@ def _hot_region_lines(chosen: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _mebibytes(count: float | None) -> str:
     return "–" if count is None else f"{count / (1 << 20):,.1f} MiB"
+
+
+def _kernel_time(kernel: dict[str, Any]) -> str:
+    """A kernel's time in all, `~` where it is coarse; where it is measured, its rate and share of the copy's."""
+    text = f"{kernel['name']} {'~' if kernel['coarse'] else ''}{kernel['total_us'] / 1e3:,.1f} ms"
+    if kernel["percent_of_copy"] is not None:
+        text += f" ({kernel['gb_per_s']:,.0f} GB/s, {kernel['percent_of_copy']:.0f} % of copy)"
+    return text
+
+
+def _host_line(summary: dict[str, Any]) -> str:
+    host, verify = summary["host"], summary["verify"] or {"mode": "off", "steps": 0, "calls": 0, "mismatches": 0}
+    text = (
+        f"{host['step_us']['median']:,.0f} µs a step beside the kernels (95 %: {host['step_us']['p95']:,.0f}), "
+        f"{host['record_us']:,.0f} µs digest and recording, {host['check_us']:,.0f} µs invariants and metrics"
+    )
+    if verify["mode"] == "off":
+        return f"{text}; not verified on the host"
+    return (
+        f"{text}, {host['verify_us']:,.0f} µs verification ({verify['mode']}: {verify['calls']:,} calls of "
+        f"{verify['steps']:,} steps repeated, {count(verify['mismatches'], 'difference')})"
+    )
+
+
+def _fallback(summary: dict[str, Any]) -> str:
+    """Why it is not the other backend, where that was for the asking."""
+    return f" ({summary['fallback']})" if summary["fallback"] else ""
 
 
 def _percent(ratio: float | None) -> str:

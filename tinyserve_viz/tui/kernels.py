@@ -26,7 +26,8 @@ class Kernels(Panel):
         frame = view.frame
         if not frame.kernel_title:
             return "6 kernels"
-        wall = ", wall time" if frame.kernel_title == "NumPy reference" else ""
+        measured = frame.kernel_title == "measured"
+        wall = f" on {frame.header.origin['device']}" if measured else ", wall time"
         return f"6 kernels of step {frame.kernel_step} · {frame.kernel_title}{wall}"
 
     def lines(self, view: View, width: int, height: int) -> list[Text]:
@@ -70,7 +71,8 @@ class Kernels(Panel):
         shown = rows if len(rows) <= room else rows[: max(0, room - 1)]
         for row in shown:
             text = look.line(
-                f"{look.clip(row.name, name_width):<{name_width}} {row.calls:>5} {duration(row.total_us):>8} ",
+                f"{look.clip(row.name, name_width):<{name_width}} {row.calls:>5} "
+                f"{'~' * row.coarse + duration(row.total_us):>8} ",
                 f"{100 * row.share:>4.0f} % {row.num_bytes / 2**20:>6.2f}",
             )
             if bars:

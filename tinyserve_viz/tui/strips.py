@@ -53,10 +53,12 @@ class HeaderLine(Panel):
         state = f"▶ {view.speed}" if view.playing else "‖ paused"
         state += f" ◆{len(view.breaks)}" if view.breaks else ""
         name = frame.header.origin["trace"]["name"]
+        gpu = frame.header.origin.get("backend") == "cuda"
         what: tuple[str, ...] = (
             f"{engine.allocator} {engine.eviction} {engine.num_blocks:,} × {engine.block_size}",
             f"profile {frame.header.origin['profile']}",
             f"{model.num_heads}/{model.num_kv_heads} heads × {model.head_dim}",
+            *([f"{frame.header.origin['backend']} on {frame.header.origin['device']}"] if gpu else []),
         )
         if frame.stream is not None:
             what = ("KV-event stream", "requests unknown", f"blocks of {engine.block_size}")
