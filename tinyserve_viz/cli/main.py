@@ -28,6 +28,7 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("doctor", "tinyserve_viz.cli.doctor", "say what is here, what is missing, and what mends it"),
     ("compare", "tinyserve_viz.cli.compare", "find the first decision in which two servers differ"),
     ("export", "tinyserve_viz.cli.export", "write tables, events, a Perfetto trace or the requests of a recording"),
+    ("check", "tinyserve_viz.cli.check", "hold a replay to assertions and to a kept digest, for CI"),
     ("plot", "tinyserve_viz.cli.plot", "draw a recording or a bench file: PNG, SVG, PDF, HTML or text"),
     ("curve", "tinyserve_viz.cli.curve", "prefix-cache hit rates of a trace by capacity and policy"),
     ("claims", "tinyserve_viz.cli.claims", "published claims beside what is counted and measured here"),

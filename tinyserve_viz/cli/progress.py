@@ -33,9 +33,9 @@ def busy(what: str, quiet: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Yields a function (done, total) that draws, or None where stderr is no terminal."""
-    if not sys.stderr.isatty():
+def progress_bar(what: str, quiet: bool = False) -> Iterator[Callable[[int, int], None] | None]:
+    """Yields a function (done, total) that draws, or None where nothing is to be drawn or stderr is no terminal."""
+    if quiet or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console

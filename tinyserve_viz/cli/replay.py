@@ -59,6 +59,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--panel", choices=PANEL_NAMES, default="blocks", help="panel that the TUI or the screenshot begins with"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--explain", action="store_true", help="list the profile's rules and stop")
+    parser.add_argument("--decisions", type=Path, metavar="FILE", help="write one JSON line of decisions a step")
+    add_settings_arguments(parser)
+
+
+def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what `settings_of` reads: how the replayed server is set up, which kernels run, how it is checked."""
     for name, what in _ENGINE_OPTIONS:
         parser.add_argument(f"--{name}", type=whole_number(1), metavar="N", help=what)
     parser.add_argument("--allocator", choices=ALLOCATORS, help="paged, or a baseline that reserves one range")
@@ -72,13 +79,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="change one rule of the profile (see --explain)",
+        help="change one rule of the profile (see replay --explain)",
     )
-    parser.add_argument("--explain", action="store_true", help="list the profile's rules and stop")
     parser.add_argument(
         "--arrivals", default="trace", metavar="WHEN", help="trace (default), burst, sequential or timed"
     )
-    parser.add_argument("--decisions", type=Path, metavar="FILE", help="write one JSON line of decisions a step")
     parser.add_argument("--seed", type=whole_number(0), metavar="N", help="seed of the content")
     parser.add_argument(
         "--kernels",
@@ -228,7 +233,7 @@ def ratio(text: str) -> int:
     return permille
 
 
-def settings_of(args: argparse.Namespace) -> Settings:
+def settings_of(args: argparse.Namespace, command: str = "replay") -> Settings:
     """The settings that the command line gives."""
     from tinyserve_viz.cli.session import Settings
 
@@ -242,7 +247,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         engine=engine,
         content=content_of(args),
         profile=args.profile,
-        rules=dict(_rule(text) for text in args.rule),
+        rules=dict(_rule(text, command) for text in args.rule),
         arrivals=args.arrivals,
         check_every_step=args.check == "every",
         kernels=args.kernels,
@@ -255,16 +260,16 @@ def settings_of(args: argparse.Namespace) -> Settings:
     )
 
 
-def _rule(text: str) -> tuple[str, Any]:
+def _rule(text: str, command: str) -> tuple[str, Any]:
     from tinyserve_viz.cli.main import UsageError
 
     name, equals, value = text.partition("=")
     if not equals:
-        raise UsageError(f"tinyserve-viz replay: --rule {text!r}, expected NAME=VALUE; see --help")
+        raise UsageError(f"tinyserve-viz {command}: --rule {text!r}, expected NAME=VALUE; see --help")
     default = getattr(PROFILES["tinyserve"], name, None)
     if isinstance(default, bool):
         if value not in ("true", "false"):
-            raise UsageError(f"tinyserve-viz replay: --rule {name}={value}, expected true or false; see --help")
+            raise UsageError(f"tinyserve-viz {command}: --rule {name}={value}, expected true or false; see --help")
         return name, value == "true"
     return name, value
 
