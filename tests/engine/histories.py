@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tinyserve_viz.cli.session import Settings, prepare
 from tinyserve_viz.core import events as ev
+from tinyserve_viz.core.rules import CHOICES, RULES_IN_WORDS
 from tinyserve_viz.engine.replay import Engine
 from tinyserve_viz.recording.header import Header
 from tinyserve_viz.trace.request import Request, Trace
@@ -67,6 +68,18 @@ def settings_for(draw: st.DrawFn, kernels: str = "none") -> Settings:
     }
     arrivals = draw(st.sampled_from(["trace", "trace", "burst", "sequential"]))
     return Settings(engine=engine, profile=profile, arrivals=arrivals, kernels=kernels)
+
+
+@st.composite
+def any_rules(draw: st.DrawFn) -> Settings:
+    """Settings whose rules are those of a profile with some changed, as `--rule` can."""
+    chosen = draw(settings_for().filter(lambda settings: settings.engine["allocator"] == "paged"))
+    names = draw(st.lists(st.sampled_from(sorted(RULES_IN_WORDS)), max_size=4, unique=True))
+    for name in names:
+        chosen.rules[name] = draw(st.sampled_from(CHOICES.get(name, (True, False))))
+    if chosen.rules.get("free_order") == "queue":
+        chosen.engine["eviction"] = "lru"
+    return chosen
 
 
 def run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given, settings
 
-from tests.engine.histories import run, settings_for, traces
+from tests.engine.histories import any_rules, run, settings_for, traces
 from tinyserve_viz.analysis.metrics import Metrics, leaked_blocks
 from tinyserve_viz.cli.session import Settings
 from tinyserve_viz.core import events as ev
@@ -57,6 +57,23 @@ def test_every_step_of_any_history_is_sound(trace: Trace, chosen: Settings) -> N
     assert all(tokens >= 0 for tokens in found["prefix"]["misses"].values())
     if header.engine.allocator == "paged":
         assert found["utilization"]["decode"] is None or 0 < found["utilization"]["decode"] <= 1
+
+
+@settings(max_examples=150)
+@given(traces(), any_rules())
+def test_every_step_is_sound_whichever_rules_are_changed(trace: Trace, chosen: Settings) -> None:
+    def each(engine: Engine, step: int, event: ev.Event) -> None:
+        if not checkers:
+            checkers.append(StepChecker(engine.state, 1, engine.rules.cache_at == "scheduled"))
+        checkers[0].add(step, event)
+        assert checkers[0].violations == []
+
+    checkers: list[StepChecker] = []
+    engine, header, _ = run(trace, chosen, each)
+    assert check(engine.state) == []
+    assert engine.state.num_used == engine.state.null_blocks
+    over = {st.FINISHED, st.REJECTED, st.CANCELLED}
+    assert {int(status) for status in engine.state.status[header.workload.first_seq]} <= over
 
 
 @settings(max_examples=60)

@@ -18,7 +18,11 @@ from tinyserve_viz.core.workload import MISS_CAUSES, Workload
 _NAMED = 3  # sequences or block ranges that a sentence names before it says how many more there are
 
 BELADY_SHIFT = 40  # of the keys of memory.policies.eviction.belady; a test compares them
-VICTIM_RULES = {"latest_arrived": "latest arrived", "last_running": "last in running order"}
+VICTIM_RULES = {
+    "latest_arrived": "latest arrived",
+    "last_running": "last in running order",
+    "least_computed": "fewest tokens to lose",
+}
 _PLACE_REASONS = (
     "free in its own region",
     "evicted in its own region",
@@ -148,6 +152,7 @@ def _blocks_evicted(event: ev.BlocksEvicted, state: CacheState) -> str:
         "lfu": "least often used first",
         "clock": "first that the clock hand found without its bit",
         "seed": "where seed placed the new blocks",
+        "unwritten": "indexed when scheduled, never written",
         "belady": "what the rest of the trace asks for last first",
     }.get(rule, f"policy {rule}")
 

@@ -28,9 +28,11 @@ def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
     return parse
 
 
-def add_trace_arguments(parser: argparse.ArgumentParser, positional: str = "trace") -> None:
-    """Add the trace file and `--format`, `--limit`, `--max-len`."""
-    parser.add_argument(positional, metavar=positional.upper(), help="trace file, plain or .gz")
+def add_trace_arguments(parser: argparse.ArgumentParser, positional: str = "trace", optional: bool = False) -> None:
+    """Add the trace file, which a command may do without (`optional`), and `--format`, `--limit`, `--max-len`."""
+    parser.add_argument(
+        positional, nargs="?" if optional else None, metavar=positional.upper(), help="trace file, plain or .gz"
+    )
     parser.add_argument(
         "--format",
         metavar="F",

@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "  tinyserve-viz replay run.rec --headless --json\n"
         "  tinyserve-viz replay sharegpt.jsonl --profile vllm --arrivals burst --decisions out.jsonl"
     )
-    add_trace_arguments(parser)
+    add_trace_arguments(parser, optional=True)
     parser.add_argument("--headless", action="store_true", help="print the summary instead of opening the TUI")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object (headless)")
     parser.add_argument("--record", type=Path, metavar="FILE", help="write every event to FILE")
@@ -180,6 +180,7 @@ def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Replay a trace or summarize a recording; 1 when an invariant was violated."""
     from tinyserve_viz.cli import session
+    from tinyserve_viz.cli.main import UsageError
     from tinyserve_viz.core.errors import RecordingError, TraceError
     from tinyserve_viz.recording.timeline import Timeline, is_recording
     from tinyserve_viz.report.stream_summary import stream_as_text
@@ -188,6 +189,8 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_of(args)
     if args.explain:
         return _explain(args, settings)
+    if args.trace is None:
+        raise UsageError("tinyserve-viz replay: no TRACE, expected one; see --help")
     path = Path(args.trace)
     try:
         recording = path.is_file() and is_recording(path)

@@ -214,11 +214,8 @@ def _blocks_cached(state: CacheState, event: ev.BlocksCached) -> None:
     blocks, hashes = event.blocks, event.hashes
     state.hash[blocks] = hashes
     fresh = state.block_of_hash[hashes] < 0
-    if fresh.all():
-        state.block_of_hash[hashes] = blocks
-    else:
-        state.num_duplicates += int((~fresh).sum())
-        state.block_of_hash[hashes[fresh]] = blocks[fresh]
+    state.block_of_hash[hashes[fresh][::-1]] = blocks[fresh][::-1]  # of equal hashes in one event the first is found
+    state.num_duplicates += int((state.block_of_hash[hashes] != blocks).sum())
     state.ever_cached[hashes] = True
     state.uses[blocks] = 1
     state.clock_bit[blocks] = 0

@@ -26,9 +26,11 @@ class EngineRules:
     store_last_token: bool = True
     duplicate_hashes: bool = False
     free_order: str = "classes"
+    free_from: str = "tail"
     running_order: str = "decode_first"
     victim: str = "latest_arrived"
     admit_after_preemption: bool = True
+    admit_by: str = "sequence"
     allocate: str = "once_per_step"
     watermark: bool = True
 
@@ -41,8 +43,10 @@ class EngineRules:
 CHOICES: dict[str, tuple[str, ...]] = {
     "cache_at": ("written", "scheduled"),
     "free_order": ("classes", "queue"),
-    "running_order": ("decode_first", "admission"),
-    "victim": ("latest_arrived", "last_running"),
+    "free_from": ("tail", "head"),
+    "running_order": ("decode_first", "admission", "prefill_first"),
+    "victim": ("latest_arrived", "last_running", "least_computed"),
+    "admit_by": ("sequence", "chunk"),
     "allocate": ("once_per_step", "in_turn"),
 }
 
@@ -55,9 +59,14 @@ RULES_IN_WORDS: dict[str, str] = {
     "duplicate_hashes": "two blocks may carry one hash, the older one is found; otherwise the second is not indexed",
     "free_order": "`classes`: never used, then freed, then cached by the eviction policy; "
     "`queue`: one queue, hashed blocks to its back, others to its front",
-    "running_order": "running sequences are served decoding ones first, or strictly in order of admission",
-    "victim": "a shortage preempts the `latest_arrived` running sequence or the `last_running` one of the list",
+    "free_from": "a sequence gives its blocks up `tail` first, so that a prompt's end is lost before its beginning, "
+    "or `head` first",
+    "running_order": "running sequences are served decoding ones first (`decode_first`), prefilling ones first, "
+    "or strictly in order of `admission`",
+    "victim": "a shortage preempts the `latest_arrived` running sequence, the `last_running` one of the list, "
+    "or the `least_computed` one, which loses the fewest tokens",
     "admit_after_preemption": "a step that preempted may still admit waiting sequences",
+    "admit_by": "admission needs room for the whole `sequence` so far, or for the `chunk` of it that the step computes",
     "allocate": "blocks are taken `once_per_step` for all sequences, or `in_turn` for each as it is scheduled",
     "watermark": "admission keeps a share of the blocks free (watermark_permille)",
 }
@@ -73,9 +82,11 @@ PROFILES: dict[str, EngineRules] = {
         store_last_token=False,
         duplicate_hashes=True,
         free_order="queue",
+        free_from="tail",
         running_order="admission",
         victim="last_running",
         admit_after_preemption=False,
+        admit_by="sequence",
         allocate="in_turn",
         watermark=False,
     ),

@@ -30,6 +30,7 @@ from tinyserve_viz.engine.seed_allocation import SeedBlockManager
 from tinyserve_viz.kernels.numpy_backend import NumpyBackend
 from tinyserve_viz.memory.block_manager import BlockManager, explain_prompt, tokens_per_class
 from tinyserve_viz.memory.policies.eviction import belady
+from tinyserve_viz.memory.policies.eviction.victims import victims
 from tinyserve_viz.memory.reserving import ReservingManager
 
 _ONES = np.ones(1024, dtype=np.int32)
@@ -289,8 +290,9 @@ class Engine:
         """Tokens for running sequences: the whole batch at once when its blocks are there, else one by one."""
         if not self.order:
             return
-        if self.rules.running_order == "admission" and self.prefilling:
-            served = self.order[:]
+        if self.rules.running_order != "decode_first" and self.prefilling:
+            admission = self.rules.running_order == "admission"
+            served = self.order[:] if admission else [*self.prefilling, *self.decoding]
             if not self._serve_at_once(plan, np.array(served, dtype=np.int32)):
                 self._serve_in_turn(plan, served)
             return
@@ -473,6 +475,9 @@ class Engine:
         if rules.victim == "last_running":
             ranked = self.order[::-1] if self.order else candidates
             key = {seq: int(self.rank[seq]) for seq in ranked}
+        elif rules.victim == "least_computed":  # of equals the one that was admitted last
+            key = {seq: int(state.ctx[seq]) for seq in candidates}
+            ranked = sorted(candidates, key=lambda s: (key[s], -int(self.rank[s])))
         else:
             key = {seq: seq for seq in candidates}  # sequences are numbered in order of arrival
             ranked = sorted(candidates, key=lambda s: (int(w.arrival_us[w.request_of_seq[s]]), s), reverse=True)
@@ -501,7 +506,13 @@ class Engine:
             self._unseat(victim)
         else:
             self.forked.remove(victim)
+        held = state.table(victim).copy()
         self._give_back(np.array([victim], dtype=np.int32))
+        if rules.cache_at == "scheduled":  # this step may have indexed what it now will not write
+            stale = (state.ref[held] == 0) & (state.hash[held] >= 0) & (state.fill[held] < state.block_size)
+            if stale.any():
+                keys = state.last_use[held[stale]].astype(np.int64)
+                self.emit(victims(state, "unwritten", held[stale], keys, len(keys)))
         self.waiting.appendleft(victim)
         return victim
 
@@ -561,7 +572,8 @@ class Engine:
         max_hits = cap // bs
         hits = self.manager.lookup(state, hashes, max_hits)
         num_revived = int((state.ref[hits] == 0).sum())
-        needed = -(-target // bs) - len(hits) + num_revived
+        reach = target if self.rules.admit_by == "sequence" else min(target, len(hits) * bs + plan.budget)
+        needed = -(-reach // bs) - len(hits) + num_revived
         available = state.num_available - plan.num_pending
         reserve = self.reserve if self.order else 0
         if needed + reserve > available:

@@ -104,8 +104,9 @@ class BlockManager:
         return events
 
     def free(self, state: CacheState, seqs: I32) -> BlocksFreed:
-        """All blocks of `seqs` (int32 [k], each holding a row), each sequence tail first."""
-        tables = [state.table(seq)[::-1] for seq in seqs.tolist()]
+        """All blocks of `seqs` (int32 [k], each holding a row), each sequence tail first (rule `free_from`)."""
+        step = -1 if self.rules.free_from == "tail" else 1
+        tables = [state.table(seq)[::step] for seq in seqs.tolist()]
         return BlocksFreed(seqs, state.num_held[seqs], np.concatenate(tables))
 
     def index(self, state: CacheState, blocks: I32, hashes: I32) -> BlocksCached | None:
