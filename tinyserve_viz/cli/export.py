@@ -108,6 +108,7 @@ def exported(
             from tinyserve_viz.report.event_lines import event_lines
 
             return b"".join(event_lines(timeline, sentences)), []
+        timeline.expect_replay()
         if form == "chrome":
             from tinyserve_viz.report.chrome_trace import chrome_trace
 
