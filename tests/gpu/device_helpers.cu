@@ -7,18 +7,24 @@
 constexpr int SHARED_HALFS = 4096;
 
 // One thread block per case (source offset, target offset, count), all in halfs: the thread block fills shared memory
-// with `poison`, loads, and hands all of it back. `copier` 1 takes copy_halfs instead, of the same contract.
-extern "C" __global__ void loads(const half* source, const int* cases, half* found, half poison, int copier) {
+// with `poison`, loads, and hands all of it back: found[cases][SHARED_HALFS].
+extern "C" __global__ void loads(const half* source, const int* cases, half* found, half poison) {
     __shared__ __align__(16) half target[SHARED_HALFS];
     const int* one = cases + 3 * blockIdx.x;
     for (int i = threadIdx.x; i < SHARED_HALFS; i += blockDim.x) target[i] = poison;
     __syncthreads();
-    if (copier) copy_halfs(source + one[0], target + one[1], one[2], threadIdx.x, blockDim.x);
-    else coalesced_load(source + one[0], target + one[1], one[2], threadIdx.x, blockDim.x);
+    coalesced_load(source + one[0], target + one[1], one[2], threadIdx.x, blockDim.x);
     __syncthreads();
     for (int i = threadIdx.x; i < SHARED_HALFS; i += blockDim.x) {
         found[(int64_t)blockIdx.x * SHARED_HALFS + i] = target[i];
     }
+}
+
+// The same cases between places in global memory; what is around the target stays as it was.
+extern "C" __global__ void copies(const half* source, const int* cases, half* found) {
+    const int* one = cases + 3 * blockIdx.x;
+    half* target = found + (int64_t)blockIdx.x * SHARED_HALFS;
+    copy_halfs(source + one[0], target + one[1], one[2], threadIdx.x, blockDim.x);
 }
 
 // One warp per row [32] of values; every lane leaves what it got: [num_rows][32].

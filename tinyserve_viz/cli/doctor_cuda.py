@@ -15,6 +15,7 @@ from ctypes import CDLL
 from pathlib import Path
 
 from tinyserve_viz.cli.doctor import COMPILING, Check
+from tinyserve_viz.cli.on_gpu import PROGRAMS
 from tinyserve_viz.core import toolkit
 from tinyserve_viz.core.errors import KernelError
 
@@ -170,10 +171,7 @@ def _pycuda() -> Iterator[Check]:
 
 
 def _programs() -> Iterator[Check]:
-    for name, command, mend in (
-        ("compute-sanitizer", "memcheck", "pip install 'nvidia-cuda-sanitizer-api==13.0.*'"),
-        ("ncu", "profile", "apt-get install cuda-nsight-compute-13-0, from NVIDIA's repository"),
-    ):
+    for command, (name, mend) in PROGRAMS.items():
         found = toolkit.find_program(name)
         needed_for = f"tinyserve-viz {command}"
         yield Check(name, found is not None, str(found or "not found"), needed_for, "" if found else mend)

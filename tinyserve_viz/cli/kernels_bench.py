@@ -69,9 +69,10 @@ def run(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
     from tinyserve_viz.core.toolkit import find_nvcc
     from tinyserve_viz.kernels.bench.row import HEAD, line
-    from tinyserve_viz.kernels.bench.run import find_gpu, run_bench
+    from tinyserve_viz.kernels.bench.run import run_bench
+    from tinyserve_viz.kernels.cuda_backend import gpu_for
 
-    gpu = find_gpu()
+    gpu = gpu_for("bench times kernels on a GPU, never the NumPy reference")
     if args.nvcc:
         gpu.nvcc = find_nvcc(args.nvcc)
     started = False

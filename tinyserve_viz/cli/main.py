@@ -33,6 +33,8 @@ COMMANDS: tuple[tuple[str, str, str], ...] = (
     ("curve", "tinyserve_viz.cli.curve", "prefix-cache hit rates of a trace by capacity and policy"),
     ("claims", "tinyserve_viz.cli.claims", "published claims beside what is counted and measured here"),
     ("kernels", "tinyserve_viz.cli.kernels", "list, verify, build or time the kernel set"),
+    ("memcheck", "tinyserve_viz.cli.memcheck", "run the kernels' cases under compute-sanitizer"),
+    ("profile", "tinyserve_viz.cli.profile", "counters of a kernel at the bench's shapes, by Nsight Compute"),
 )
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -260,6 +261,19 @@ def gpu() -> Gpu:
         GpuUnavailable: there is none to use; the message says what mends it.
     """
     return Gpu()
+
+
+def gpu_for(purpose: str) -> Gpu:
+    """The one GPU of this process, for what no other backend can do; `purpose` says so in the message.
+
+    Raises:
+        GpuUnavailable: there is none to use.
+    """
+    try:
+        return gpu()
+    except GpuUnavailable as error:
+        why = re.sub(r"[;,] (or )?use --backend numpy$", "", str(error))
+        raise GpuUnavailable(f"{purpose}: {why}") from error
 
 
 def _driver() -> Any:

@@ -26,7 +26,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> HostGpu:
     monkeypatch.setattr(timing, "_GRAPH_US", 1.0)
     told = {"clocks": "SM 1980 MHz", "driver": "580.95"}
     monkeypatch.setattr(timing, "_told_by_driver", lambda *_: told)
-    monkeypatch.setattr(run, "_elements", lambda _device: 1 << 17)
+    monkeypatch.setattr(run, "inputs_that_fit", lambda _device: 1 << 17)
     monkeypatch.setattr(attention, "MODELS", (SMALL,))
     monkeypatch.setattr(attention, "LLAMA3_8B", SMALL)
     shapes = [("small B=3", [40, 1, 33]), ("small B=64 L=1024", [1024] * 64), ("small B=2 L=64", [64, 64])]
@@ -161,7 +161,7 @@ def test_inputs_take_half_of_the_memory_that_is_free(monkeypatch: pytest.MonkeyP
     device = run.Device(HostGpu())  # type: ignore[arg-type]
     for free, elements in ((80 << 30, 1 << 31), (16 << 30, 1 << 29), (1 << 30, 1 << 25)):
         monkeypatch.setattr(Driver, "free", free)
-        assert run._elements(device) == elements
+        assert run.inputs_that_fit(device) == elements
         assert 2 * 2 * elements * 1.125 < free / 2
 
 

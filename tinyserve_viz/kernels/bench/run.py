@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tinyserve_viz.core.errors import GpuUnavailable
 from tinyserve_viz.kernels.bench import attention, movement, selection, step, upkeep
 from tinyserve_viz.kernels.bench.device import Device
 from tinyserve_viz.kernels.bench.row import Facts, Row, bench_file
 from tinyserve_viz.kernels.bench.timing import peaks
 from tinyserve_viz.kernels.bench.work import Bench, Family, measure_all
-from tinyserve_viz.kernels.cuda_backend import Gpu, gpu
+from tinyserve_viz.kernels.cuda_backend import Gpu
 
 # What overwrites the inputs' pools stands last.
 FAMILIES: tuple[Family, ...] = (
@@ -32,19 +30,6 @@ FAMILIES: tuple[Family, ...] = (
     movement.copies,
     movement.moves,
 )
-
-
-def find_gpu() -> Gpu:
-    """The GPU to time.
-
-    Raises:
-        GpuUnavailable: there is none; a reference is not a benchmark.
-    """
-    try:
-        return gpu()
-    except GpuUnavailable as error:
-        why = re.sub(r"[;,] (or )?use --backend numpy$", "", str(error))
-        raise GpuUnavailable(f"bench times kernels on a GPU, never the NumPy reference: {why}") from error
 
 
 def run_bench(
@@ -72,7 +57,7 @@ def run_bench(
             seed=seed,
             peaks=best,
         )
-        bench = Bench(device, grid, frozenset(kernels), seed, elements=_elements(device))
+        bench = Bench(device, grid, frozenset(kernels), seed, elements=inputs_that_fit(device))
         rows = []
         for row in measure_all(FAMILIES, bench, best["copy"], budget_s):
             rows.append(row)
@@ -81,7 +66,7 @@ def run_bench(
         return bench_file(facts, rows, bench.left_out)
 
 
-def _elements(device: Device) -> int:
+def inputs_that_fit(device: Device) -> int:
     """Elements of each of the pools K and V: 4 GiB, or less, so that all inputs take half of the free memory."""
     most = device.free_bytes() // 2 // 5  # two pools, boxes of an eighth, new rows, outputs
     elements = 1 << 31

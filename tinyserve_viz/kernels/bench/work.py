@@ -88,10 +88,10 @@ def measure(device: Device, work: Work, copy_gbs: float) -> Row:
     """Check, then time. A result that is wrong gives a row with `error` and no time."""
     row: Row = {"op": work.op, "impl": work.impl, "shape": work.shape, "provenance": "measured"}
     try:
-        errors = [_checked(device, work, variant) for variant in work.variants.values()]
+        errors = [checked(device, work, variant) for variant in work.variants.values()]
     except WrongResultError as error:
         return row | {"error": str(error)}
-    chosen = _fastest(device, work)
+    chosen = fastest(device, work)
     calls = work.variants[chosen]
     timing = time_calls(device, _launches(calls), _restores(device, work))
     us = timing.us / work.calls_per_launch
@@ -127,7 +127,7 @@ def measure(device: Device, work: Work, copy_gbs: float) -> Row:
     return row
 
 
-def _checked(device: Device, work: Work, calls: Sequence[Sequence[DeviceCall]]) -> float | None:
+def checked(device: Device, work: Work, calls: Sequence[Sequence[DeviceCall]]) -> float | None:
     """Run the first set once, from the state that the row restores, and hold it to its reference."""
     for target, source in work.restores[0] if work.restores else ():
         device.copy(target, source)
@@ -138,7 +138,7 @@ def _checked(device: Device, work: Work, calls: Sequence[Sequence[DeviceCall]]) 
     return work.check(calls[0])
 
 
-def _fastest(device: Device, work: Work) -> str:
+def fastest(device: Device, work: Work) -> str:
     """The variant with the least time in a short trial."""
     if len(work.variants) == 1:
         return next(iter(work.variants))
