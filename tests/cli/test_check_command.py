@@ -80,6 +80,7 @@ def test_other_settings_are_named_beside_the_first_decision(
 def test_a_digest_file_changes_only_where_a_replay_does(tmp_path: Path) -> None:
     kept = tmp_path / "d.json"
     shutil.copy(DIGESTS, kept)
+    assert main([*PREFIX, "--digest", str(kept), "--update", "--quiet"]) == 0
     before = kept.read_bytes()
     assert main([*PREFIX, "--digest", str(kept), "--update", "--quiet"]) == 0
     assert kept.read_bytes() == before

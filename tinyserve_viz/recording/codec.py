@@ -109,7 +109,7 @@ def row_decoder(event_type: type[Event]) -> Callable[[bytes], tuple[Any, ...]]:
     A third of the time of `decode_event`: for who reads one column of a whole recording.
     """
     annotations = {field.name: str(field.type) for field in fields(event_type)}
-    plain = {"int": int, "str": str}
+    plain = {"int": int, "str": str, "float": float}
     return msgspec.msgpack.Decoder(
         tuple[tuple(plain.get(annotations[name], Ext) for name in _decided(event_type))]  # type: ignore[misc]
     ).decode

@@ -22,6 +22,7 @@ SCHEMA = "tinyserve-viz/events/1"
 _TYPES = {
     "int": "integer",
     "str": "string",
+    "float": "number",
     "I8": "integers (int8)",
     "U8": "integers (uint8)",
     "I32": "integers (int32)",
