@@ -1,10 +1,14 @@
 // Serve the valid requests in order: each takes the least block by (wrong region, cached, level, last use, id).
-// One thread block of 1024 threads. Per region a radix select over the 128-bit keys finds the blocks that so many
-// requests can reach at all, a bitonic sort puts them in victim order; then ranks by scan over the requests. Two queues
-// suffice: until one runs dry everybody takes the head of the own region's, from then on the head of the other.
-// A warp per block that was given out forgets its former life, in a second launch.
+// The candidates of each region are put in victim order as far as so many requests can reach: over the pool the ranges of
+// level and last use; a histogram of the first 11 bits that this leaves of a key; the blocks of the buckets in reach, in
+// bucket order; a thread block per bucket sorts it. Then ranks by scan over the requests: two queues suffice, until one
+// runs dry everybody takes the head of the own region's, from then on the head of the other. Up to 1024 requests are one
+// thread block, more a thread block per 1024 and launches before it. At last a warp per block that was given out forgets
+// its former life.
 // TinyServe S:557-567 (a sketch) and its published code, where two requests could take one block.
 #include "requests.cuh"
+
+constexpr int DIGIT_BITS = 11, NUM_DIGITS = 1 << DIGIT_BITS, SORTED_IN_SHARED = 2048;
 
 // Place of a block in victim order: the less, the earlier. Signed numbers are turned so that they compare unsigned.
 struct VictimKey {
@@ -13,19 +17,289 @@ struct VictimKey {
     __device__ bool operator<(const VictimKey& other) const {
         return high < other.high || (high == other.high && low < other.low);
     }
-
-    __device__ unsigned byte(int at) const {  // 0 is the first, most significant one
-        return (unsigned)((at < 8 ? high >> (56 - 8 * at) : low >> (120 - 8 * at)) & 255);
-    }
 };
+
+__device__ __forceinline__ unsigned turned(int level) { return (unsigned)level ^ 0x80000000u; }
+__device__ __forceinline__ unsigned long long turned(int64_t use) {
+    return (unsigned long long)use ^ 0x8000000000000000ull;
+}
 
 // (cached 1 bit, level 32, last use 64, id 31) in 128 bits.
 __device__ __forceinline__ VictimKey victim_key(int64_t block, const uint8_t* cached, const int* level,
                                                 const int64_t* last_use) {
-    const unsigned long long seldom = (unsigned)level[block] ^ 0x80000000u;
-    const unsigned long long used = (unsigned long long)last_use[block] ^ 0x8000000000000000ull;
+    const unsigned long long seldom = turned(level[block]), used = turned(last_use[block]);
     return {(unsigned long long)(cached[block] != 0) << 63 | seldom << 31 | used >> 33,
             used << 31 | (unsigned long long)block};
+}
+
+// At the head of the workspace, zero before and after a call; then a queue of num_blocks ids, then, for several thread
+// blocks of requests, a row of their valid ones and a row of the cold ones among them. `below` is for minima: what is
+// kept is the maximum of the complement, so that zero is neutral.
+struct Survey {
+    unsigned long long highest_use, below_use, below_dry;
+    unsigned highest_level, below_level;
+    int candidates[2];  // by region: hot, cold
+    int arrivals, padding;
+    int histogram[2][NUM_DIGITS], filled[2][NUM_DIGITS], start[2][NUM_DIGITS];
+
+    __device__ __forceinline__ int* queue(int side) {
+        return reinterpret_cast<int*>(this + 1) + (side ? candidates[0] : 0);
+    }
+    __device__ __forceinline__ int* tiles(int64_t num_blocks) { return reinterpret_cast<int*>(this + 1) + num_blocks; }
+};
+static_assert(sizeof(Survey) == 4 * 12300, "advanced_block_allocation.py: SURVEY_WORDS");
+
+// The first bits of a block's key once level and last use count from their lowest. Blocks of the lowest last use (those
+// never used, above all) have no bits for it, so that their ids spread over the buckets.
+struct Digits {
+    unsigned lowest_level;
+    unsigned long long lowest_use;
+    int level_bits, use_bits, id_bits;
+
+    __device__ __forceinline__ Digits(const Survey& survey, int64_t num_blocks) {
+        const auto bits = [](unsigned long long range) { return range ? 64 - __clzll((long long)range) : 0; };
+        lowest_level = ~survey.below_level;
+        lowest_use = ~survey.below_use;
+        level_bits = bits(survey.highest_level - lowest_level);
+        use_bits = bits(survey.highest_use - lowest_use);
+        id_bits = bits((unsigned long long)(num_blocks - 1));
+    }
+
+    __device__ __forceinline__ int of(int64_t block, bool cached, int level, int64_t last_use) const {
+        int room = DIGIT_BITS, digit = 0;
+        const auto append = [&](unsigned long long field, int width) {
+            const int taken = min(width, room);
+            if (taken > 0) digit = digit << taken | (int)(field >> (width - taken));
+            room -= max(taken, 0);
+        };
+        const bool used = turned(last_use) != lowest_use;
+        append(cached, 1);
+        append(turned(level) - lowest_level, level_bits);
+        append(used, 1);
+        if (used) append(turned(last_use) - lowest_use, use_bits);
+        append(block, id_bits);
+        return digit << room;
+    }
+};
+
+#define ADVANCED_PARAMETERS                                                                                           \
+    const int *reqs, const int *request_freq, int *block_table, int *ref, int *gen, uint8_t *cached, int *level,      \
+        int64_t *last_use, int *uses, int *allocated, int *region, int *reason, int *runner_up, int *num_allocated,   \
+        int *freq, int *hits, int *lookups, int *history, half *box, int *workspace, int64_t num_requests,            \
+        int64_t num_seqs, int64_t max_blocks_per_seq, int64_t num_blocks, int64_t num_layers, int64_t layer_stride,   \
+        int64_t num_kv_heads, int64_t head_dim, int64_t workspace_words, int64_t cache_size, int64_t clock,           \
+        int hot_frequency, int all_or_nothing, int *status
+
+__device__ __forceinline__ Survey& survey_of(int* workspace) { return *reinterpret_cast<Survey*>(workspace); }
+
+extern "C" __global__ void advanced_block_allocation_look(ADVANCED_PARAMETERS) {
+    look_at_entry(reqs, block_table, allocated, num_requests, num_seqs, max_blocks_per_seq, status);
+}
+
+extern "C" __global__ void advanced_block_allocation_mark(ADVANCED_PARAMETERS) {
+    mark_entry(reqs, block_table, allocated, num_requests, num_seqs, max_blocks_per_seq);
+}
+
+extern "C" __global__ void advanced_block_allocation_count(ADVANCED_PARAMETERS) {
+    const int64_t i = request_of_thread();
+    const bool valid = is_first(reqs, block_table, allocated, num_requests, num_seqs, max_blocks_per_seq, status);
+    const int asking = __syncthreads_count(valid), cold = __syncthreads_count(valid && request_freq[i] <= hot_frequency);
+    int* const tiles = survey_of(workspace).tiles(num_blocks);
+    if (threadIdx.x != 0) return;
+    tiles[blockIdx.x] = asking;
+    tiles[gridDim.x + blockIdx.x] = cold;
+}
+
+// How many candidates, and from where to where their levels and last uses go.
+extern "C" __global__ void advanced_block_allocation_survey(ADVANCED_PARAMETERS) {
+    __shared__ unsigned long long highest_use, below_use;
+    __shared__ unsigned highest_level, below_level;
+    __shared__ int candidates[2];
+    if (threadIdx.x == 0) {
+        highest_use = below_use = 0;
+        highest_level = below_level = 0;
+        candidates[0] = candidates[1] = 0;
+    }
+    __syncthreads();
+    unsigned long long most_use = 0, least_use = 0;
+    unsigned most_level = 0, least_level = 0;
+    int own[2] = {0, 0};
+    const int64_t step = (int64_t)gridDim.x * blockDim.x;
+    for (int64_t block = request_of_thread(); block < num_blocks; block += step) {
+        if (ref[block] != 0) continue;
+        const unsigned long long used = turned(last_use[block]);
+        const unsigned seldom = turned(level[block]);
+        most_use = max(most_use, used);
+        least_use = max(least_use, ~used);
+        most_level = max(most_level, seldom);
+        least_level = max(least_level, ~seldom);
+        ++own[block < cache_size ? 0 : 1];
+    }
+    for (int width = WARP_SIZE / 2; width > 0; width /= 2) {
+        most_use = max(most_use, __shfl_xor_sync(FULL_WARP, most_use, width));
+        least_use = max(least_use, __shfl_xor_sync(FULL_WARP, least_use, width));
+        most_level = max(most_level, __shfl_xor_sync(FULL_WARP, most_level, width));
+        least_level = max(least_level, __shfl_xor_sync(FULL_WARP, least_level, width));
+        own[0] += __shfl_xor_sync(FULL_WARP, own[0], width);
+        own[1] += __shfl_xor_sync(FULL_WARP, own[1], width);
+    }
+    if (threadIdx.x % WARP_SIZE == 0) {
+        atomicMax(&highest_use, most_use);
+        atomicMax(&below_use, least_use);
+        atomicMax(&highest_level, most_level);
+        atomicMax(&below_level, least_level);
+        atomicAdd(&candidates[0], own[0]);
+        atomicAdd(&candidates[1], own[1]);
+    }
+    __syncthreads();
+    if (threadIdx.x != 0 || candidates[0] + candidates[1] == 0) return;
+    Survey& survey = survey_of(workspace);
+    atomicMax(&survey.highest_use, highest_use);
+    atomicMax(&survey.below_use, below_use);
+    atomicMax(&survey.highest_level, highest_level);
+    atomicMax(&survey.below_level, below_level);
+    for (int side = 0; side < 2; ++side) {
+        if (candidates[side]) atomicAdd(&survey.candidates[side], candidates[side]);
+    }
+}
+
+extern "C" __global__ void advanced_block_allocation_histogram(ADVANCED_PARAMETERS) {
+    __shared__ int bins[2 * NUM_DIGITS];
+    Survey& survey = survey_of(workspace);
+    for (int i = threadIdx.x; i < 2 * NUM_DIGITS; i += blockDim.x) bins[i] = 0;
+    const Digits digits(survey, num_blocks);
+    __syncthreads();
+    const int64_t step = (int64_t)gridDim.x * blockDim.x;
+    for (int64_t block = request_of_thread(); block < num_blocks; block += step) {
+        if (ref[block] != 0) continue;
+        const int digit = digits.of(block, cached[block] != 0, level[block], last_use[block]);
+        atomicAdd(&bins[(block < cache_size ? 0 : NUM_DIGITS) + digit], 1);
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < 2 * NUM_DIGITS; i += blockDim.x) {
+        if (bins[i]) atomicAdd(&survey.histogram[i / NUM_DIGITS][i % NUM_DIGITS], bins[i]);
+    }
+}
+
+// As many requests cannot reach behind the num_requests-th block, and one more is the last one's runner-up.
+__device__ __forceinline__ bool in_reach(int start, int64_t num_requests) { return start <= num_requests; }
+
+extern "C" __global__ void advanced_block_allocation_gather(ADVANCED_PARAMETERS) {
+    __shared__ int start[2 * NUM_DIGITS];
+    Survey& survey = survey_of(workspace);
+    for (int side = 0; side < 2; ++side) {
+        int64_t before = 0;
+        for (int first = 0; first < NUM_DIGITS; first += blockDim.x) {
+            int64_t in_tile;
+            const int digit = first + threadIdx.x;
+            const int64_t at = before + block_exclusive_scan(survey.histogram[side][digit], &in_tile);
+            start[side * NUM_DIGITS + digit] = (int)at;
+            if (blockIdx.x == 0) survey.start[side][digit] = (int)at;
+            before += in_tile;
+        }
+    }
+    const Digits digits(survey, num_blocks);
+    __syncthreads();
+    const int64_t step = (int64_t)gridDim.x * blockDim.x;
+    for (int64_t block = request_of_thread(); block < num_blocks; block += step) {
+        if (ref[block] != 0) continue;
+        const int side = block < cache_size ? 0 : 1;
+        const int digit = digits.of(block, cached[block] != 0, level[block], last_use[block]);
+        const int from = start[side * NUM_DIGITS + digit];
+        if (!in_reach(from, num_requests)) continue;
+        // In any order: the sort of the bucket has one result.
+        survey.queue(side)[from + atomicAdd(&survey.filled[side][digit], 1)] = (int)block;
+    }
+}
+
+// One thread block per bucket and region: a bitonic sort, in shared memory where the bucket fits.
+extern "C" __global__ void advanced_block_allocation_sort(ADVANCED_PARAMETERS) {
+    __shared__ VictimKey keys[SORTED_IN_SHARED];
+    Survey& survey = survey_of(workspace);
+    const int side = blockIdx.y, size = survey.histogram[side][blockIdx.x], start = survey.start[side][blockIdx.x];
+    if (size < 2 || !in_reach(start, num_requests)) return;
+    int* const bucket = survey.queue(side) + start;
+    int width = 2;
+    while (width < size) width *= 2;
+    const bool shared = width <= SORTED_IN_SHARED;
+    const VictimKey behind_all = {~0ull, ~0ull};
+    const auto key_of = [&](int block) { return victim_key(block, cached, level, last_use); };
+    for (int i = threadIdx.x; shared && i < width; i += blockDim.x) keys[i] = i < size ? key_of(bucket[i]) : behind_all;
+    __syncthreads();
+    for (int run = 2; run <= width; run *= 2) {
+        // The first step of a merge mirrors, the others shift: every comparison puts the less in front, so that places
+        // behind the end, which hold nothing, never come before one that does.
+        for (int gap = run / 2; gap > 0; gap /= 2) {
+            for (int pair = threadIdx.x; pair < width / 2; pair += blockDim.x) {
+                const int low = pair / gap * 2 * gap + pair % gap;
+                const int high = gap == run / 2 ? low ^ (run - 1) : low + gap;
+                if (shared) {
+                    const VictimKey a = keys[low], b = keys[high];
+                    if (b < a) {
+                        keys[low] = b;
+                        keys[high] = a;
+                    }
+                } else if (high < size) {
+                    const int a = bucket[low], b = bucket[high];
+                    if (key_of(b) < key_of(a)) {
+                        bucket[low] = b;
+                        bucket[high] = a;
+                    }
+                }
+            }
+            __syncthreads();
+        }
+    }
+    for (int i = threadIdx.x; shared && i < size; i += blockDim.x) bucket[i] = (int)(keys[i].low & 0x7fffffff);
+}
+
+// A request's place among those that ask, and among those of its kind.
+struct Place {
+    bool asks;
+    int kind;  // 0 hot, 1 cold
+    int64_t order, of_kind;
+};
+
+__device__ __forceinline__ Place place_of(bool asks, int frequency, int hot_frequency, int before, int cold_before) {
+    int in_tile;
+    Place place;
+    place.asks = asks;
+    place.kind = asks && frequency <= hot_frequency;
+    place.order = before + (int64_t)block_rank(asks, &in_tile);
+    const int64_t cold = cold_before + (int64_t)block_rank(place.kind, &in_tile);
+    place.of_kind = place.kind ? cold : place.order - cold;
+    return place;
+}
+
+// Place of this thread's request in a grid of several thread blocks, and how many ask in all.
+__device__ __forceinline__ Place place_in_grid(const int* allocated, const int* request_freq, int* tiles,
+                                               int64_t num_requests, int hot_frequency, int* asking) {
+    const int64_t i = request_of_thread();
+    int before, cold_before, all_cold;
+    sums_before(tiles, blockIdx.x, gridDim.x, &before, asking);
+    sums_before(tiles + gridDim.x, blockIdx.x, gridDim.x, &cold_before, &all_cold);
+    const bool asks = i < num_requests && allocated[i] != 0;
+    return place_of(asks, asks ? request_freq[i] : 0, hot_frequency, before, cold_before);
+}
+
+// The first request that finds its own queue dry, and its kind in the last bit; the largest number: there is none.
+__device__ __forceinline__ unsigned long long dry_mark(const Place& place, const Survey& survey, int64_t served) {
+    const bool dry = place.asks && place.order < served && place.of_kind >= survey.candidates[place.kind];
+    return dry ? (unsigned long long)place.order << 1 | place.kind : ~0ull;
+}
+
+__device__ __forceinline__ int64_t served_of(int64_t asking, const Survey& survey, int all_or_nothing) {
+    const int64_t supply = (int64_t)survey.candidates[0] + survey.candidates[1];
+    return asking <= supply ? asking : all_or_nothing ? 0 : supply;
+}
+
+extern "C" __global__ void advanced_block_allocation_dry(ADVANCED_PARAMETERS) {
+    Survey& survey = survey_of(workspace);
+    int asking;
+    const Place place =
+        place_in_grid(allocated, request_freq, survey.tiles(num_blocks), num_requests, hot_frequency, &asking);
+    const unsigned long long mark = dry_mark(place, survey, served_of(asking, survey, all_or_nothing));
+    if (mark != ~0ull) atomicMax(&survey.below_dry, ~mark);
 }
 
 extern "C" __global__ void advanced_block_allocation(
@@ -48,7 +322,7 @@ extern "C" __global__ void advanced_block_allocation(
     int* lookups,
     int* history,    // [num_seqs][max_blocks_per_seq] or null
     half* box,       // [num_layers][layer_stride][num_kv_heads][2][head_dim] or null
-    int* workspace,  // [workspace_words] two queues of a power of two above num_requests
+    int* workspace,  // [workspace_words] see Survey
     int64_t num_requests,
     int64_t num_seqs,
     int64_t max_blocks_per_seq,
@@ -63,171 +337,79 @@ extern "C" __global__ void advanced_block_allocation(
     int hot_frequency,
     int all_or_nothing,
     int* status) {
-    __shared__ int histogram[256];
-    __shared__ int gathered;
-    __shared__ int64_t still;
-    __shared__ VictimKey bound;
-    first_to_name_empty(reqs, block_table, allocated, num_requests, num_seqs, max_blocks_per_seq, status);
-    int64_t own = 0;
-    for (int64_t i = threadIdx.x; i < num_requests; i += blockDim.x) {
-        own += allocated[i];
-        region[i] = reason[i] = runner_up[i] = -1;
+    __shared__ FirstOfKey entries;
+    __shared__ unsigned long long first_dry;
+    Survey& survey = survey_of(workspace);
+    const int64_t i = request_of_thread();
+    const bool asked = i < num_requests;
+    const int64_t entry = asked ? entry_of(reqs, i, num_seqs, max_blocks_per_seq) : -1;
+    const int frequency = asked ? request_freq[i] : 0;
+    int asking, flags = 0;
+    Place place;
+    if (gridDim.x == 1) {
+        const bool empty = entry >= 0 && block_table[entry] == -1;
+        if (threadIdx.x == 0) first_dry = ~0ull;
+        entries.clear();
+        const int slot = empty ? entries.enter(entry) : 0;
+        __syncthreads();
+        const bool valid = empty && entries.first[slot] == i;
+        if (asked && !valid) flags |= entry < 0 ? STATUS_RANGE : STATUS_ALREADY_MAPPED;
+        asking = __syncthreads_count(valid);
+        place = place_of(valid, frequency, hot_frequency, 0, 0);
+    } else {
+        place = place_in_grid(allocated, request_freq, survey.tiles(num_blocks), num_requests, hot_frequency, &asking);
     }
-    const int64_t valid = block_sum(own);
-    int64_t room = 1;
-    while (room <= num_requests) room *= 2;
+    const int64_t served = served_of(asking, survey, all_or_nothing);
+    if (asking > (int64_t)survey.candidates[0] + survey.candidates[1]) flags |= STATUS_OOM;
+    unsigned long long dry = ~survey.below_dry;
+    if (gridDim.x == 1) {
+        const unsigned long long mark = dry_mark(place, survey, served);
+        if (mark != ~0ull) atomicMin(&first_dry, mark);
+        __syncthreads();
+        dry = first_dry;
+    }
+    // Who found the own queue dry had taken all of it; everybody before took from the own one.
+    const bool runs_dry = dry != ~0ull;
+    const int64_t switch_at = runs_dry ? (int64_t)(dry >> 1) : served;
+    const int dry_side = (int)(dry & 1), left = 1 - dry_side;
+    const int64_t left_taken = switch_at - survey.candidates[dry_side];
 
-    int64_t sizes[2];
-    for (int side = 0; side < 2; ++side) {
-        int* const queue = workspace + side * room;
-        const auto candidate = [&](int64_t block) { return ref[block] == 0 && (block < cache_size) == (side == 0); };
-        int64_t free = 0;
-        for (int64_t block = threadIdx.x; block < num_blocks; block += blockDim.x) free += candidate(block);
-        sizes[side] = block_sum(free);
-        // As many requests cannot reach behind the valid-th block, and one more is the last one's runner-up.
-        const int64_t reachable = min(sizes[side], valid + 1);
-        if (threadIdx.x == 0) {
-            bound = {~0ull, ~0ull};
-            if (reachable < sizes[side]) bound = {0, 0};
-            still = reachable;
-            gathered = 0;
-        }
-        __syncthreads();
-        for (int at = 0; at < 16 && reachable < sizes[side]; ++at) {
-            for (int i = threadIdx.x; i < 256; i += blockDim.x) histogram[i] = 0;
-            __syncthreads();
-            const VictimKey prefix = bound;
-            for (int64_t block = threadIdx.x; block < num_blocks; block += blockDim.x) {
-                if (!candidate(block)) continue;
-                const VictimKey key = victim_key(block, cached, level, last_use);
-                const bool same_high = at >= 8 ? key.high == prefix.high
-                                       : at == 0 || key.high >> (64 - 8 * at) == prefix.high >> (64 - 8 * at);
-                const bool same_low = at <= 8 || key.low >> (128 - 8 * at) == prefix.low >> (128 - 8 * at);
-                if (same_high && same_low) atomicAdd(&histogram[key.byte(at)], 1);
-            }
-            __syncthreads();
-            if (threadIdx.x == 0) {
-                int64_t left = still;
-                unsigned long long bucket = 0;
-                while (bucket < 255 && histogram[bucket] < left) left -= histogram[bucket++];
-                still = left;
-                if (at < 8) bound.high |= bucket << (56 - 8 * at);
-                else bound.low |= bucket << (120 - 8 * at);
-            }
-            __syncthreads();
-        }
-        for (int64_t block = threadIdx.x; block < num_blocks; block += blockDim.x) {
-            if (!candidate(block)) continue;
-            if (bound < victim_key(block, cached, level, last_use)) continue;
-            queue[atomicAdd(&gathered, 1)] = (int)block;  // in any order: the sort that follows has one result
-        }
-        __syncthreads();
-        int64_t width = 1;
-        while (width < reachable) width *= 2;
-        for (int64_t i = reachable + threadIdx.x; i < width; i += blockDim.x) queue[i] = -1;  // behind all others
-        __syncthreads();
-        const auto before = [&](int a, int b) {
-            if (a < 0 || b < 0) return a >= 0 && b < 0;
-            return victim_key(a, cached, level, last_use) < victim_key(b, cached, level, last_use);
-        };
-        for (int64_t run = 2; run <= width; run *= 2) {
-            for (int64_t gap = run / 2; gap > 0; gap /= 2) {
-                for (int64_t i = threadIdx.x; i < width; i += blockDim.x) {
-                    const int64_t partner = i ^ gap;
-                    if (partner < i) continue;
-                    const int a = queue[i], b = queue[partner];
-                    if ((i & run) == 0 ? before(b, a) : before(a, b)) {
-                        queue[i] = b;
-                        queue[partner] = a;
-                    }
-                }
-                __syncthreads();
-            }
-        }
-    }
-
-    const int64_t supply = sizes[0] + sizes[1];
-    const int64_t served = valid <= supply ? valid : all_or_nothing ? 0 : supply;
-    if (threadIdx.x == 0 && valid > supply) atomicOr(status, STATUS_OOM);
-    // The first request that finds its own queue dry; `region` keeps each one's kind until it is known.
-    int64_t asked = 0, of_kind[2] = {0, 0}, none = 0x7fffffffffffffff;
-    int64_t own_switch = none;
-    for (int64_t start = 0; start < num_requests; start += blockDim.x) {
-        const int64_t i = start + threadIdx.x;
-        const bool asks = i < num_requests && allocated[i] != 0;
-        const int kind = asks && request_freq[i] <= hot_frequency;
-        int64_t tile_asks, tile_cold;
-        const int64_t rank = asked + block_exclusive_scan(asks, &tile_asks);
-        const int64_t cold_rank = of_kind[1] + block_exclusive_scan(kind, &tile_cold);
-        const int64_t kind_rank = kind ? cold_rank : rank - cold_rank;
-        if (asks && rank < served && kind_rank >= sizes[kind]) own_switch = min(own_switch, rank);
-        asked += tile_asks;
-        of_kind[1] += tile_cold;
-    }
-    const int64_t dry = -block_max(-own_switch);
-    const int64_t switch_at = min(dry, served);
-    // Cold requests before the switch, and the kind of the one that switches.
-    int64_t taken_cold = 0, switching_kind = 0;
-    asked = of_kind[1] = 0;
-    for (int64_t start = 0; start < num_requests; start += blockDim.x) {
-        const int64_t i = start + threadIdx.x;
-        const bool asks = i < num_requests && allocated[i] != 0;
-        const int kind = asks && request_freq[i] <= hot_frequency;
-        int64_t tile_asks;
-        const int64_t rank = asked + block_exclusive_scan(asks, &tile_asks);
-        asked += tile_asks;
-        if (asks && kind && rank < switch_at) ++taken_cold;
-        if (asks && rank == dry) switching_kind = kind;
-    }
-    taken_cold = block_sum(taken_cold);
-    switching_kind = block_sum(switching_kind);
-    const int64_t taken[2] = {switch_at - taken_cold, taken_cold};
-    const int left = dry < served ? 1 - (int)switching_kind : 0;
-    asked = of_kind[1] = 0;
-    for (int64_t start = 0; start < num_requests; start += blockDim.x) {
-        const int64_t i = start + threadIdx.x;
-        const bool asks = i < num_requests && allocated[i] != 0;
-        const int kind = asks && request_freq[i] <= hot_frequency;
-        int64_t tile_asks, tile_cold;
-        const int64_t order = asked + block_exclusive_scan(asks, &tile_asks);
-        const int64_t cold_rank = of_kind[1] + block_exclusive_scan(kind, &tile_cold);
-        asked += tile_asks;
-        of_kind[1] += tile_cold;
-        if (i >= num_requests) continue;
-        allocated[i] = -1;
-        if (!asks || order >= served) continue;
-        const bool late = order >= switch_at;
-        const int side = late ? left : kind;
-        const int64_t rank = late ? taken[left] + order - switch_at : kind ? cold_rank : order - cold_rank;
+    int block = -1, from = -1, why = -1, next = -1;
+    if (place.asks && place.order < served) {
+        const bool late = runs_dry && place.order >= switch_at;
+        from = late ? left : place.kind;
+        const int64_t rank = late ? left_taken + place.order - switch_at : place.of_kind;
         // What the other queue has lost by now, this request not counted.
-        const int64_t other_taken = late ? taken[1 - left] : kind ? order - cold_rank : cold_rank;
-        const int block = workspace[side * room + rank];
-        if (rank + 1 < sizes[side]) runner_up[i] = workspace[side * room + rank + 1];
-        else if (other_taken < sizes[1 - side]) runner_up[i] = workspace[(1 - side) * room + other_taken];
-        allocated[i] = block;
-        region[i] = side;
-        reason[i] = 2 * (side != kind) + (cached[block] != 0);
-        const int64_t entry = entry_of(reqs, i, num_seqs, max_blocks_per_seq);
+        const int64_t other_taken = late ? survey.candidates[dry_side] : place.order - place.of_kind;
+        block = survey.queue(from)[rank];
+        if (rank + 1 < survey.candidates[from]) next = survey.queue(from)[rank + 1];
+        else if (other_taken < survey.candidates[1 - from]) next = survey.queue(1 - from)[other_taken];
+        why = 2 * (from != place.kind) + (cached[block] != 0);
         block_table[entry] = block;
         ref[block] = 1;
         gen[block] += 1;
         uses[block] = 1;
         cached[block] = 0;
         level[block] = 0;
-        last_use[block] = clock + 1 + order;
+        last_use[block] = clock + 1 + place.order;
         if (history) history[entry] = 0;
+    } else if (place.asks && gridDim.x > 1) {
+        block_table[entry] = -1;  // no mark stays
     }
-    if (threadIdx.x == 0) num_allocated[0] = (int)served;
+    if (asked) {
+        allocated[i] = block;
+        region[i] = from;
+        reason[i] = why;
+        runner_up[i] = next;
+    }
+    if (i == 0) num_allocated[0] = (int)served;
+    if (flags) atomicOr(status, flags);
+    if (!last_to_arrive(&survey.arrivals)) return;
+    for (int k = threadIdx.x; k < (int)(sizeof(Survey) / sizeof(int)); k += blockDim.x) workspace[k] = 0;
 }
 
 // One warp per request, eight to a thread block.
-extern "C" __global__ void advanced_block_allocation_forget(
-    const int* reqs, const int* request_freq, int* block_table, int* ref, int* gen, uint8_t* cached, int* level,
-    int64_t* last_use, int* uses, int* allocated, int* region, int* reason, int* runner_up, int* num_allocated,
-    int* freq, int* hits, int* lookups, int* history, half* box, int* workspace, int64_t num_requests,
-    int64_t num_seqs, int64_t max_blocks_per_seq, int64_t num_blocks, int64_t num_layers, int64_t layer_stride,
-    int64_t num_kv_heads, int64_t head_dim, int64_t workspace_words, int64_t cache_size, int64_t clock,
-    int hot_frequency, int all_or_nothing, int* status) {
+extern "C" __global__ void advanced_block_allocation_forget(ADVANCED_PARAMETERS) {
     const int lane = threadIdx.x % WARP_SIZE;
     const int64_t i = (int64_t)blockIdx.x * (blockDim.x / WARP_SIZE) + threadIdx.x / WARP_SIZE;
     if (i >= num_requests || allocated[i] < 0) return;

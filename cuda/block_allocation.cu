@@ -6,7 +6,6 @@
 #include "requests.cuh"
 
 constexpr int SCAN = 0, CAS = 1;
-constexpr int LOWEST = (int)0x80000000;  // marks are LOWEST + request: negative, and the lower the earlier
 
 #define ALLOCATION_PARAMETERS                                                                                         \
     const int *reqs, const int *free_order, int *block_table, int *ref, int *gen, int *allocated, int *cas_failures,  \
@@ -29,38 +28,24 @@ __device__ __forceinline__ void hand_out(int block, int gen_before, int64_t entr
     if (history) history[entry] = 0;
 }
 
-// Which requests name an empty entry; `allocated` says so until the last launch.
+// Which requests name an empty entry, and are the first to; `allocated` says so until the last launch.
 extern "C" __global__ void block_allocation_look(ALLOCATION_PARAMETERS) {
-    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i == 0) num_allocated[0] = 0;
-    if (mode == CAS || i >= num_requests) return;
-    const int64_t entry = entry_of(reqs, i, num_seqs, max_blocks_per_seq);
-    const bool empty = entry >= 0 && block_table[entry] == -1;
-    allocated[i] = empty;
-    cas_failures[i] = 0;
-    if (!empty) atomicOr(status, entry < 0 ? STATUS_RANGE : STATUS_ALREADY_MAPPED);
-}
-
-// The least of an entry's marks is that of the first request that names it.
-extern "C" __global__ void block_allocation_mark(ALLOCATION_PARAMETERS) {
-    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (mode == CAS || i >= num_requests || !allocated[i]) return;
-    atomicMin(&block_table[entry_of(reqs, i, num_seqs, max_blocks_per_seq)], LOWEST + (int)i);
-}
-
-// Later ones are invalid; workspace[thread block] counts the others.
-extern "C" __global__ void block_allocation_count(ALLOCATION_PARAMETERS) {
-    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (request_of_thread() == 0) num_allocated[0] = 0;
     if (mode == CAS) return;
-    bool valid = false;
-    if (i < num_requests && allocated[i]) {
-        valid = block_table[entry_of(reqs, i, num_seqs, max_blocks_per_seq)] == LOWEST + (int)i;
-        if (!valid) {
-            allocated[i] = 0;
-            atomicOr(status, STATUS_ALREADY_MAPPED);
-        }
-    }
-    const int count = __syncthreads_count(valid);
+    if (request_of_thread() < num_requests) cas_failures[request_of_thread()] = 0;
+    look_at_entry(reqs, block_table, allocated, num_requests, num_seqs, max_blocks_per_seq, status);
+}
+
+extern "C" __global__ void block_allocation_mark(ALLOCATION_PARAMETERS) {
+    if (mode == CAS) return;
+    mark_entry(reqs, block_table, allocated, num_requests, num_seqs, max_blocks_per_seq);
+}
+
+// workspace[thread block] counts the valid ones.
+extern "C" __global__ void block_allocation_count(ALLOCATION_PARAMETERS) {
+    if (mode == CAS) return;
+    const int count = __syncthreads_count(
+        is_first(reqs, block_table, allocated, num_requests, num_seqs, max_blocks_per_seq, status));
     if (threadIdx.x == 0) workspace[blockIdx.x] = count;
 }
 
@@ -181,7 +166,7 @@ extern "C" __global__ void block_allocation(
                          workspace_words, mode, all_or_nothing, status);
         return;
     }
-    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    const int64_t i = request_of_thread();
     const bool valid = i < num_requests && allocated[i] != 0;
     int before, asking, in_tile;
     sums_before(workspace, blockIdx.x, gridDim.x, &before, &asking);

@@ -16,8 +16,6 @@ constexpr int FREES = 1, WITHOUT_REFERENCE = 2;
         int64_t num_requests, int64_t num_seqs, int64_t max_blocks_per_seq, int64_t num_blocks,                       \
         int64_t workspace_words, int *status
 
-__device__ __forceinline__ int64_t request_of_thread() { return (int64_t)blockIdx.x * blockDim.x + threadIdx.x; }
-
 // One of the requests that name an entry takes its content; it speaks for the first one from here on.
 extern "C" __global__ void block_deallocation_take(DEALLOCATION_PARAMETERS) {
     const int64_t i = request_of_thread();

@@ -1,10 +1,16 @@
 // Split the batch's blocks over workers: the list of segments that split attention walks.
-// One thread block of 1024 threads. even-blocks: prefix sums over the sequences, then every cut of the line of all units
+// One thread block. even-blocks: prefix sums over the sequences, then every cut of the line of all units
 // (a sequence's border or a worker's) finds its own place in the list by counting the cuts below it, without a sort.
 // per-seq and lpt: ranks by counting; lpt hands out one sequence at a time, to the least loaded by a reduction of a warp.
 // Up to 1024 sequences live in shared memory.
 // TinyServe S:534 (named only); lpt: Graham 1969.
 #include "common.cuh"
+
+// Quotient of numbers that are not negative, in 32 bits where both fit: a division of 64 bits takes several times as long.
+__device__ __forceinline__ int64_t quotient(int64_t numerator, int64_t denominator) {
+    if (((unsigned long long)(numerator | denominator) >> 32) == 0) return (unsigned)numerator / (unsigned)denominator;
+    return numerator / denominator;
+}
 
 extern "C" __global__ void dynamic_workload_balancing(
     const int* seq_lens,          // [num_seqs] tokens
@@ -46,7 +52,7 @@ extern "C" __global__ void dynamic_workload_balancing(
         int64_t in_tile, units = 0;
         if (inside) {
             const int given = seq_lens[seq], wanted = kept ? kept[seq] : 0, length = max(given, 0);
-            const int blocks = (int)(((int64_t)length + block_size - 1) / block_size);
+            const int blocks = (int)quotient((int64_t)length + block_size - 1, block_size);
             units = kept ? min(max(wanted, 0), blocks) : blocks;
             const int64_t tokens = units > 0 ? length - (blocks - units) * block_size : 0;
             unit_row[seq] = units;
@@ -67,13 +73,13 @@ extern "C" __global__ void dynamic_workload_balancing(
 
     int64_t listed = 0;
     if (mode == 0) {
-        const auto share = [&](int64_t worker) { return worker * total / num_workers; };
+        const auto share = [&](int64_t worker) { return quotient(worker * total, num_workers); };
         // Workers' borders below a unit, each once: no two lie closer than a unit, nor do two units share one border.
         const auto shares_below = [&](int64_t unit) {
-            return total == 0 ? 0 : min(unit, (unit * num_workers + total - 1) / total);
+            return total == 0 ? 0 : min(unit, quotient(unit * num_workers + total - 1, total));
         };
         const auto meets_share = [&](int64_t unit) {
-            return share((unit * num_workers + total - 1) / total) == unit;
+            return share(quotient(unit * num_workers + total - 1, total)) == unit;
         };
         int64_t own_cuts = 0;
         for (int64_t first = 0; first < num_seqs; first += blockDim.x) {

@@ -1,9 +1,10 @@
 // Copy the first tokens of blocks into fresh blocks, K, V and box, all operations and all layers in one launch; or
 // refuse the whole batch. Before it the batch is checked: marks per block tell who is written and who is read, in one
 // launch for up to 1024 operations, in two for more.
-// One thread block per (operation, layer): K and V are one run of memory each, so the copy is 16 bytes wide.
+// One thread block per (operation, layer): K, V and box are one run of memory each.
 // TinyServe S:172-196.
 #include "marks.cuh"
+#include "runs.cuh"
 
 #define COPY_PARAMETERS                                                                                               \
     const int *ops, const int *ref, half *key_cache, half *value_cache, half *box, int *workspace, int64_t num_ops,   \
@@ -71,13 +72,15 @@ extern "C" __global__ void fused_block_copy(
         const int64_t from = pool_offset(source, 0, 0, 0, block_size, num_kv_heads, head_dim);
         const int64_t to = pool_offset(target, 0, 0, 0, block_size, num_kv_heads, head_dim);
         const int64_t channels = num_kv_heads * head_dim;
-        copy_halfs(key_cache + from, key_cache + to, tokens * channels, threadIdx.x, blockDim.x);
-        copy_halfs(value_cache + from, value_cache + to, tokens * channels, threadIdx.x, blockDim.x);
-        if (box && tokens == block_size) {
-            copy_halfs(box + box_offset(source, 0, 0, 0, num_kv_heads, head_dim),
-                       box + box_offset(target, 0, 0, 0, num_kv_heads, head_dim), 2 * channels, threadIdx.x,
-                       blockDim.x);
-        } else if (box) {
+        const bool whole = box && tokens == block_size;
+        const Run runs[] = {
+            {key_cache + from, key_cache + to, tokens * channels},
+            {value_cache + from, value_cache + to, tokens * channels},
+            {whole ? box + box_offset(source, 0, 0, 0, num_kv_heads, head_dim) : nullptr,
+             whole ? box + box_offset(target, 0, 0, 0, num_kv_heads, head_dim) : nullptr, whole ? 2 * channels : 0},
+        };
+        copy_runs(runs);
+        if (box && !whole) {
             for (int64_t i = threadIdx.x; i < channels; i += blockDim.x) {
                 float low = INFINITY, high = -INFINITY;  // fminf and fmaxf pass a NaN over
                 for (int slot = 0; slot < tokens; ++slot) {

@@ -15,23 +15,3 @@ __device__ __forceinline__ void report_verdict(int* workspace, int64_t num_block
     if (verdict) atomicOr(status, verdict & STATUS_RANGE ? STATUS_RANGE : STATUS_CONFLICT);
     workspace[num_blocks] = 0;
 }
-
-// `threads` threads copy `count` halfs between places that do not overlap, eight times 16 bytes in flight in each where
-// both addresses allow it, past the caches: neither side is read again soon.
-__device__ __forceinline__ void copy_halfs(const half* source, half* target, int64_t count, int thread, int threads) {
-    constexpr int IN_FLIGHT = 8;
-    const bool wide = (((unsigned long long)source | (unsigned long long)target) & 15) == 0;
-    const int64_t vectors = wide ? count / 8 : 0;
-    const uint4* from = reinterpret_cast<const uint4*>(source);
-    uint4* to = reinterpret_cast<uint4*>(target);
-    int64_t i = thread;
-    for (; i + (IN_FLIGHT - 1) * (int64_t)threads < vectors; i += IN_FLIGHT * (int64_t)threads) {
-        uint4 held[IN_FLIGHT];
-#pragma unroll
-        for (int k = 0; k < IN_FLIGHT; ++k) held[k] = __ldcs(from + i + k * (int64_t)threads);
-#pragma unroll
-        for (int k = 0; k < IN_FLIGHT; ++k) __stcs(to + i + k * (int64_t)threads, held[k]);
-    }
-    for (; i < vectors; i += threads) to[i] = from[i];
-    for (int64_t k = vectors * 8 + thread; k < count; k += threads) target[k] = source[k];
-}

@@ -4,6 +4,7 @@
 // table entries and moves.
 // TinyServe's published memory_compaction_kernel and S:571-580; there two blocks could move into one.
 #include "marks.cuh"
+#include "runs.cuh"
 
 #define COMPACTION_PARAMETERS                                                                                         \
     const int *moves, const int *num_moves, const int *old_to_new, half *key_cache, half *value_cache, half *box,     \
@@ -79,12 +80,15 @@ extern "C" __global__ void memory_compaction(
     const int64_t from = pool_offset(source, 0, 0, 0, block_size, num_kv_heads, head_dim);
     const int64_t to = pool_offset(target, 0, 0, 0, block_size, num_kv_heads, head_dim);
     const int64_t channels = num_kv_heads * head_dim;
-    copy_halfs(key_cache + from, key_cache + to, block_size * channels, threadIdx.x, blockDim.x);
-    copy_halfs(value_cache + from, value_cache + to, block_size * channels, threadIdx.x, blockDim.x);
-    if (!box) return;
     const int64_t box_from = box_offset(source, 0, 0, 0, num_kv_heads, head_dim);
     const int64_t box_to = box_offset(target, 0, 0, 0, num_kv_heads, head_dim);
-    copy_halfs(box + box_from, box + box_to, 2 * channels, threadIdx.x, blockDim.x);
+    const Run runs[] = {
+        {key_cache + from, key_cache + to, block_size * channels},
+        {value_cache + from, value_cache + to, block_size * channels},
+        {box ? box + box_from : nullptr, box ? box + box_to : nullptr, box ? 2 * channels : 0},
+    };
+    copy_runs(runs);
+    if (!box) return;
     __syncthreads();  // the source is emptied by other threads than those that read it
     const int row = (int)head_dim;
     for (int i = threadIdx.x; i < 2 * (int)channels; i += blockDim.x) {

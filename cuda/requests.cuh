@@ -75,6 +75,40 @@ __device__ __forceinline__ void first_to_name_empty(const int* reqs, int* block_
     __syncthreads();
 }
 
+// The same over many thread blocks, in three launches, a thread per request. Between them the first mark of an entry is
+// the least: marks are LOWEST + request, negative, and the lower the earlier.
+constexpr int LOWEST = (int)0x80000000;
+
+__device__ __forceinline__ int64_t request_of_thread() { return (int64_t)blockIdx.x * blockDim.x + threadIdx.x; }
+
+__device__ __forceinline__ void look_at_entry(const int* reqs, const int* block_table, int* valid, int64_t num_requests,
+                                              int64_t num_seqs, int64_t max_blocks_per_seq, int* status) {
+    const int64_t i = request_of_thread();
+    if (i >= num_requests) return;
+    const int64_t entry = entry_of(reqs, i, num_seqs, max_blocks_per_seq);
+    const bool empty = entry >= 0 && block_table[entry] == -1;
+    valid[i] = empty;
+    if (!empty) atomicOr(status, entry < 0 ? STATUS_RANGE : STATUS_ALREADY_MAPPED);
+}
+
+__device__ __forceinline__ void mark_entry(const int* reqs, int* block_table, const int* valid, int64_t num_requests,
+                                           int64_t num_seqs, int64_t max_blocks_per_seq) {
+    const int64_t i = request_of_thread();
+    if (i >= num_requests || !valid[i]) return;
+    atomicMin(&block_table[entry_of(reqs, i, num_seqs, max_blocks_per_seq)], LOWEST + (int)i);
+}
+
+// True for the first; later ones become invalid. Who was valid owns the entry's mark and must take it away.
+__device__ __forceinline__ bool is_first(const int* reqs, const int* block_table, int* valid, int64_t num_requests,
+                                         int64_t num_seqs, int64_t max_blocks_per_seq, int* status) {
+    const int64_t i = request_of_thread();
+    if (i >= num_requests || !valid[i]) return false;
+    if (block_table[entry_of(reqs, i, num_seqs, max_blocks_per_seq)] == LOWEST + (int)i) return true;
+    valid[i] = 0;
+    atomicOr(status, STATUS_ALREADY_MAPPED);
+    return false;
+}
+
 // Empty the boxes of `block` in every layer; the threads of `stride` share the work.
 __device__ __forceinline__ void empty_box(half* box, int64_t block, int64_t num_layers, int64_t layer_stride,
                                           int64_t num_kv_heads, int64_t head_dim, int thread, int stride) {

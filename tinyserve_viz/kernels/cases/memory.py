@@ -268,8 +268,64 @@ def _equal_stamps(arrays: Arrays) -> None:
         arrays[name][:] = 0
 
 
+def _advanced_many(hot_share: float, spread: bool = True, cache_size: int = 900, short: bool = False) -> Any:
+    """Requests of several thread blocks, with mistakes; without `spread` one bucket of keys holds nearly all."""
+
+    def make() -> Call:
+        rng = np.random.default_rng(23)
+        num_blocks, num_requests = 3607, 1301
+        arrays = _pool(24, 61, 59, num_blocks, 701)
+        reqs = np.stack(np.divmod(rng.integers(0, 61 * 59, num_requests), 59), axis=1).astype(np.int32)
+        reqs[7], reqs[1200] = (61, 3), reqs[3]
+        arrays["reqs"] = reqs
+        arrays["request_freq"] = np.where(rng.random(num_requests) < hot_share, _HOT, _COLD).astype(np.int32)
+        if short:
+            arrays["ref"][rng.permutation(num_blocks)[:2600]] += 1
+        free = arrays["ref"] == 0
+        arrays["cached"] = (free & (rng.random(num_blocks) < (0.4 if spread else 0))).astype(np.uint8)
+        arrays["level"] = rng.integers(-2 if spread else 0, 3 if spread else 1, num_blocks).astype(np.int32)
+        stamps = rng.integers(-(1 << 60), 1 << 60, num_blocks)
+        if not spread:
+            stamps = (1 << 40) - stamps % 99
+        arrays["last_use"] = np.where(rng.random(num_blocks) < 0.3, -(1 << 60), stamps).astype(np.int64)
+        if not spread:
+            arrays["last_use"][free] = stamps[free]
+            arrays["last_use"][np.flatnonzero(free)[-1]] = 0
+        return arrays, {"cache_size": cache_size, "clock": 1 << 50, "all_or_nothing": 0}
+
+    return make
+
+
 _COLD, _HOT = 0, 9
 _ADVANCED = (
+    Case(
+        "advanced_block_allocation",
+        "many",
+        "requests of several thread blocks, with mistakes among them",
+        _advanced_many(0.3),
+        RANGE | Status.ALREADY_MAPPED,
+    ),
+    Case(
+        "advanced_block_allocation",
+        "many_in_one_bucket",
+        "keys that hardly differ",
+        _advanced_many(0.2, spread=False, cache_size=300),
+        RANGE | Status.ALREADY_MAPPED,
+    ),
+    Case(
+        "advanced_block_allocation",
+        "many_and_the_hot_run_dry",
+        "from some request on the hot ones go to the cold region",
+        _advanced_many(0.9, cache_size=500),
+        RANGE | Status.ALREADY_MAPPED,
+    ),
+    Case(
+        "advanced_block_allocation",
+        "many_and_short",
+        "the pool runs dry",
+        _advanced_many(0.5, short=True),
+        RANGE | Status.ALREADY_MAPPED | Status.OOM,
+    ),
     Case("advanced_block_allocation", "one_cold", "a cold request avoids the hot region", _advanced([0], [_COLD])),
     Case("advanced_block_allocation", "one_hot", "a hot request takes the hot region", _advanced([0], [_HOT])),
     Case("advanced_block_allocation", "no_request", "nothing asked", _advanced([], [])),

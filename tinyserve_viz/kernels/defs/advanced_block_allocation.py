@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Scalar, Stage, Status, ceil_div
-from tinyserve_viz.kernels.defs.block_allocation import start_new_life, valid_requests
+from tinyserve_viz.kernels.definition import Arg, Axes, KernelDef, Launch, Scalar, Stage, Status, ceil_div
+from tinyserve_viz.kernels.defs.block_allocation import TILE, start_new_life, tiles_beyond_one, valid_requests
 from tinyserve_viz.kernels.defs.fused_block_copy import STRIDE_HOLDS_POOL
 from tinyserve_viz.kernels.layout import F16, LAYERED_BOX
 from tinyserve_viz.kernels.parameters import default
@@ -116,6 +119,23 @@ def reference(
     return status
 
 
+NUM_DIGITS = 2048  # buckets of a region
+SURVEY_WORDS = 12300  # int32 words of the head of the workspace, advanced_block_allocation.cu: Survey
+
+
+def _tiles(axes: Axes) -> tuple[int, int, int]:
+    return ceil_div(axes["num_requests"], TILE), 1, 1
+
+
+def _has_several_tiles(facts: Mapping[str, Any]) -> bool:
+    return bool(facts["num_requests"] > TILE)
+
+
+def _pool_grid(axes: Axes) -> tuple[int, int, int]:
+    """Two thread blocks for each of an H100's 132 multiprocessors at most: each brings a histogram of its own."""
+    return max(1, min(ceil_div(axes["num_blocks"], TILE), 264)), 1, 1
+
+
 KERNEL = KernelDef(
     name="advanced_block_allocation",
     summary="Each request in turn takes the first block by (wrong region, cached, level, last use, id).",
@@ -157,7 +177,14 @@ KERNEL = KernelDef(
             "history", "int32", ("num_seqs", "max_blocks_per_seq"), "inout", "accesses per logical block", optional=True
         ),
         Arg("box", "float16", LAYERED_BOX, "inout", "emptied for the new owner, in every layer", optional=True),
-        Arg("workspace", "int32", ("workspace_words",), "scratch", optional=True, doc="candidates in victim order"),
+        Arg(
+            "workspace",
+            "int32",
+            ("workspace_words",),
+            "scratch",
+            optional=True,
+            doc="what the survey found, candidates in victim order, counts of requests",
+        ),
     ),
     scalars=(
         Scalar("cache_size", "int64", "blocks [0, cache_size) are the hot region"),
@@ -171,9 +198,15 @@ KERNEL = KernelDef(
         ),
     ),
     launch=Launch(
-        layout="one thread block: per region a radix select and a sort of the reachable blocks, then ranks by scan",
-        grid=lambda _a: (1, 1, 1),
-        threads=1024,
+        layout="per region a radix partition of the pool and a sort of what is in reach; then a thread per request",
+        grid=lambda a: (max(1, ceil_div(a["num_requests"], TILE)), 1, 1),
+        threads=TILE,
+        before=(
+            *(Stage(suffix, _tiles, TILE, _has_several_tiles) for suffix in ("look", "mark", "count")),
+            *(Stage(suffix, _pool_grid, TILE) for suffix in ("survey", "histogram", "gather")),
+            Stage("sort", lambda _a: (NUM_DIGITS, 2, 1), 256),
+            Stage("dry", _tiles, TILE, _has_several_tiles),
+        ),
         after=(
             Stage(
                 "forget",
@@ -182,7 +215,9 @@ KERNEL = KernelDef(
                 lambda facts: any(facts[f"has_{name}"] for name in ("freq", "hits", "lookups", "box")),
             ),
         ),
-        scratch_axes=lambda a: {"workspace_words": 2 << int(a["num_requests"]).bit_length()},
+        scratch_axes=lambda a: {
+            "workspace_words": SURVEY_WORDS + a["num_blocks"] + 2 * tiles_beyond_one(a["num_requests"])
+        },
     ),
     requires=(STRIDE_HOLDS_POOL,),
 )

@@ -72,17 +72,16 @@ def advanced_block_allocation(a: Any) -> Status:
         asking = [] if a.all_or_nothing else asking
     for i in asking:
         hot = a.request_freq[i] > a.hot_frequency
-        candidates = sorted(
-            (int(hot != (b < a.cache_size)), int(a.cached[b] != 0), int(a.level[b]), int(a.last_use[b]), b)
-            for b in range(len(a.ref))
-            if a.ref[b] == 0
-        )
-        if not candidates:
+        free = np.flatnonzero(a.ref == 0)
+        if not len(free):
             break
-        penalty, was_cached, _, _, block = candidates[0]
+        elsewhere = hot != (free < a.cache_size)
+        keys = (free, a.last_use[free], a.level[free], a.cached[free] != 0, elsewhere)  # the last one counts first
+        first, *others = np.lexsort(keys)[:2]
+        block = int(free[first])
         a.region[i] = 0 if block < a.cache_size else 1
-        a.reason[i] = 2 * penalty + was_cached
-        a.runner_up[i] = candidates[1][4] if len(candidates) > 1 else -1
+        a.reason[i] = 2 * int(elsewhere[first]) + int(a.cached[block] != 0)
+        a.runner_up[i] = free[others[0]] if others else -1
         _hand_out(a, i, block, (a.level, a.freq, a.hits, a.lookups))
         a.cached[block] = 0
         a.num_allocated[0] += 1
