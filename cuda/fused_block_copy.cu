@@ -73,13 +73,12 @@ extern "C" __global__ void fused_block_copy(
         const int64_t to = pool_offset(target, 0, 0, 0, block_size, num_kv_heads, head_dim);
         const int64_t channels = num_kv_heads * head_dim;
         const bool whole = box && tokens == block_size;
-        const Run runs[] = {
-            {key_cache + from, key_cache + to, tokens * channels},
-            {value_cache + from, value_cache + to, tokens * channels},
-            {whole ? box + box_offset(source, 0, 0, 0, num_kv_heads, head_dim) : nullptr,
-             whole ? box + box_offset(target, 0, 0, 0, num_kv_heads, head_dim) : nullptr, whole ? 2 * channels : 0},
-        };
-        copy_runs(runs);
+        copy_run(key_cache + from, key_cache + to, tokens * channels);
+        copy_run(value_cache + from, value_cache + to, tokens * channels);
+        if (whole) {
+            copy_run(box + box_offset(source, 0, 0, 0, num_kv_heads, head_dim),
+                     box + box_offset(target, 0, 0, 0, num_kv_heads, head_dim), 2 * channels);
+        }
         if (box && !whole) {
             for (int64_t i = threadIdx.x; i < channels; i += blockDim.x) {
                 float low = INFINITY, high = -INFINITY;  // fminf and fmaxf pass a NaN over

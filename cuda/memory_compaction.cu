@@ -80,15 +80,12 @@ extern "C" __global__ void memory_compaction(
     const int64_t from = pool_offset(source, 0, 0, 0, block_size, num_kv_heads, head_dim);
     const int64_t to = pool_offset(target, 0, 0, 0, block_size, num_kv_heads, head_dim);
     const int64_t channels = num_kv_heads * head_dim;
+    copy_run(key_cache + from, key_cache + to, block_size * channels);
+    copy_run(value_cache + from, value_cache + to, block_size * channels);
+    if (!box) return;
     const int64_t box_from = box_offset(source, 0, 0, 0, num_kv_heads, head_dim);
     const int64_t box_to = box_offset(target, 0, 0, 0, num_kv_heads, head_dim);
-    const Run runs[] = {
-        {key_cache + from, key_cache + to, block_size * channels},
-        {value_cache + from, value_cache + to, block_size * channels},
-        {box ? box + box_from : nullptr, box ? box + box_to : nullptr, box ? 2 * channels : 0},
-    };
-    copy_runs(runs);
-    if (!box) return;
+    copy_run(box + box_from, box + box_to, 2 * channels);
     __syncthreads();  // the source is emptied by other threads than those that read it
     const int row = (int)head_dim;
     for (int i = threadIdx.x; i < 2 * (int)channels; i += blockDim.x) {
