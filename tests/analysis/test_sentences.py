@@ -56,6 +56,9 @@ def state() -> CacheState:
     made.inserted[[8, 9]] = 10, 11
     made.clock_bit[9] = 1
     made.step = 57
+    made.hot_size, made.hot_requests, made.hot_misses = 4, 9, 6
+    made.window_hits[:3], made.window_lookups[:3], made.freq[:3] = (3, 19, 0), (20, 20, 0), (11, 2, 30)
+    made.level[:3] = 1, 2, 0
     return made
 
 
@@ -77,10 +80,13 @@ def admitted(*class_tokens: int, reserve: int = 0, waiting: int = 0) -> ev.Seque
     return ev.SequenceAdmitted(2, 2, 3, 410, hits, NO_CAUSES, classes, 17, 33, reserve, waiting, i32())
 
 
-def selected(retained: ev.F32) -> ev.BlocksSelected:
+def selected(retained: ev.F32, policy: str = "paper", priority: int = 2, **watched: ev.F32) -> ev.BlocksSelected:
     zero = f32(0)
-    return ev.BlocksSelected(0, "paper", i32(0), 2, i32(2, 1), i32(0, 3, 0), i32(2), i8(2), zero, zero, retained, zero,
-                             21, 100)  # fmt: skip
+    return ev.BlocksSelected(0, policy, i32(0), 2, i32(2, 1), i32(0, 3, 0), i32(2), i8(priority), zero, zero, retained,
+                             zero, 21, 100, **watched)  # fmt: skip
+
+
+WATCHED = {"oracle_retained": f32(0.9, 0.9), "slack_least": f32(0.0, 1.0), "chances": f32(0.5, 0.25)}
 
 
 def planned(verdict: str, src: ev.I32, dst: ev.I32) -> ev.CompactionPlanned:
@@ -142,8 +148,25 @@ SAID = [
     (selected(f32(0.5, 0.9)), "layer 0: r0 reads 3 of 8 blocks over 2 KV heads, chosen by paper; 21 % of the K/V read, "
      "attention mass kept 0.70 on average, 0.50 at worst"),
     (selected(f32()), "layer 0: r0 reads 3 of 8 blocks over 2 KV heads, chosen by paper; 21 % of the K/V read"),
-    (ev.LevelsAdapted(64, i32(0, 1), i32(1, 0), i8(1, -1), 500),
-     "window of 64 steps ended: protection levels: 1 raised, 1 lowered; access counts decay to 50 %"),
+    (selected(f32(0.5, 0.9), recalls=f32(1.0, 0.5), **WATCHED),
+     "layer 0: r0 reads 3 of 8 blocks over 2 KV heads, chosen by paper; 21 % of the K/V read, "
+     "attention mass kept 0.70 on average, 0.50 at worst; "
+     "the oracle keeps 0.90 and 75 % of its blocks were chosen, a draw by lot finds 38 %"),
+    (selected(f32(), recalls=f32(0.5, 0.25), **{**WATCHED, "slack_least": f32(0.0, -1.0)}),
+     "layer 0: r0 reads 3 of 8 blocks over 2 KV heads, chosen by paper; 21 % of the K/V read, "
+     "the oracle keeps 0.90 and 38 % of its blocks were chosen, a draw by lot finds 38 %: near chance; "
+     "BOX BOUND BROKEN 1 times"),
+    (selected(f32(), policy="seed-published", priority=0),
+     "layer 0: r0 reads 3 of 8 blocks over 2 KV heads, chosen by seed-published; 21 % of the K/V read; "
+     "1 sequence of low priority lost every block after the middle (S:442-445)"),
+    (ev.LevelsAdapted(64, i32(0, 1, 2), i32(2, 1, 0), i8(1, -1, 0), 500, 600, 8),
+     "window of 64 steps ended: protection levels: 1 raised, 1 lowered; "
+     "block 0 level 1 → 2: 3 of 20 lookups hit (under 60 %) and 11 accesses (over 8); "
+     "block 1 level 2 → 1: 19 of 20 lookups hit (over 90 %) and 2 accesses (under 4); "
+     "access counts decay to 50 %"),
+    (ev.LevelsAdapted(64, i32(0), i32(2), i8(1), 500),  # recorded before the thresholds were
+     "window of 64 steps ended: protection levels: 1 raised, 0 lowered; "
+     "block 0 level 1 → 2: 3 of 20 lookups hit, 11 accesses; access counts decay to 50 %"),
     (ev.LevelsAdapted(64, i32(), i32(), i8(), 500),
      "window of 64 steps ended: protection levels: no block changes its level; access counts decay to 50 %"),
     (planned("moved", i32(23, 22), i32(0, 1)), "compaction moves 2 blocks (block 23 → 0 first): 13 live blocks stand "
@@ -152,9 +175,13 @@ SAID = [
      "(span 1.85 × live); 6 movable, 5 too heavy to move"),
     (ev.BlocksPlaced(i32(12), i8(1), i8(2), i32(13), 4, 3, 1),
      "seed places 1 block: block 12 cold, free in the other region, next would be block 13; "
-     "the hot region is the first 4 blocks"),
+     "1 hot but outside, the region was used up; the hot region is the first 4 blocks"),
+    (ev.BlocksPlaced(i32(1, 9, 2), i8(0, 1, 0), i8(1, 1, 2), i32(2, 8, -1), 4, 3, 1, i8(0, 1, 0), 2, 1),
+     "seed places 3 blocks: block 1 hot, evicted in its own region, next would be block 2; 1 hot in the hot region, "
+     "1 cold kept out, 1 cold came in, nothing else was left, 2 took the place of cached ones, "
+     "2 older ones spared by their region, 1 older ones spared by their level; the hot region is the first 4 blocks"),
     (ev.BlocksPlaced(i32(), i8(), i8(), i32(), 5, 0, 0),
-     "seed resizes its regions: the hot region is the first 5 blocks"),
+     "the hot region grows, 6 of 9 hot requests missed it in this window: the hot region is the first 5 blocks"),
     (ev.KernelsTimed("block_scoring paged_attention", i32(1, 2), np.array([240.0, 4570.0]), np.array([1, 2]),
                      "reference"),
      "2 kernels ran in 3 calls, 4.81 ms in all; most in paged_attention, 4.57 ms (NumPy reference)"),

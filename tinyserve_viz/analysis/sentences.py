@@ -10,6 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from tinyserve_viz.analysis.reasons import (
+    first_reasons,
+    newest_half_lost,
+    what_a_choice_was_worth,
+    what_the_regions_did,
+)
 from tinyserve_viz.core import events as ev
 from tinyserve_viz.core.state import CacheState
 from tinyserve_viz.core.stream import StreamState
@@ -294,17 +300,19 @@ def _blocks_selected(event: ev.BlocksSelected, state: CacheState) -> str:
     )
     if event.tokens_held:
         text += f"; {100 * event.tokens_read / event.tokens_held:.0f} % of the K/V read"
-    if len(event.retained):
-        mean, worst = float(event.retained.mean()), float(event.retained.min())
-        text += f", attention mass kept {mean:.2f} on average, {worst:.2f} at worst"
-    return text
+    worth = what_a_choice_was_worth(event)
+    lost = newest_half_lost(event)
+    if lost:
+        text += f"; {count(lost, 'sequence')} of low priority lost every block after the middle (S:442-445)"
+    return f"{text}, {worth}" if worth else text
 
 
-def _levels_adapted(event: ev.LevelsAdapted, _state: CacheState) -> str:
+def _levels_adapted(event: ev.LevelsAdapted, state: CacheState) -> str:
     raised, lowered = int((event.decisions > 0).sum()), int((event.decisions < 0).sum())
     change = f"{raised} raised, {lowered} lowered" if raised or lowered else "no block changes its level"
+    reasons = "".join(f"; {reason}" for reason in first_reasons(event, state))
     return (
-        f"window of {event.window} steps ended: protection levels: {change}; "
+        f"window of {event.window} steps ended: protection levels: {change}{reasons}; "
         f"access counts decay to {event.decay_permille / 10:g} %"
     )
 
@@ -320,17 +328,21 @@ def _compaction_planned(event: ev.CompactionPlanned, _state: CacheState) -> str:
     )
 
 
-def _blocks_placed(event: ev.BlocksPlaced, _state: CacheState) -> str:
+def _blocks_placed(event: ev.BlocksPlaced, state: CacheState) -> str:
     hot = f"the hot region is the first {count(event.hot_size, 'block')}"
     if not len(event.blocks):
-        return f"seed resizes its regions: {hot}"
+        if not state.hot_requests:
+            return f"no hot request in this window: {hot}, as before"
+        share = f"{state.hot_misses:,} of {count(state.hot_requests, 'hot request')} missed it"
+        change = ("shrinks", "stays", "grows")[1 + int(np.sign(event.hot_size - state.hot_size))]
+        return f"the hot region {change}, {share} in this window: {hot}"
     first = int(event.blocks[0])
     region = ("hot", "cold")[int(event.regions[0])]
     runner_up = int(event.runner_ups[0])
     text = f"seed places {count(len(event.blocks), 'block')}: block {first} {region}"
     text += f", {_PLACE_REASONS[int(event.reasons[0])]}"
     text += f", next would be block {runner_up}" if runner_up >= 0 else ""
-    return f"{text}; {hot}"
+    return f"{text}; {what_the_regions_did(event)}; {hot}"
 
 
 def provenance_title(provenance: str) -> str:

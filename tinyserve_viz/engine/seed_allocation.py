@@ -66,6 +66,7 @@ class SeedBlockManager(BlockManager):
                     "seed", evicted, state.hash[evicted], keys, runner_up, next_key, ev.EMPTY, state.clock_hand
                 )
             )
+        by_region, by_level = _spared(state, evicted, size)
         hot = decoded > default("hot.frequency")
         events.append(
             ev.BlocksPlaced(
@@ -76,6 +77,9 @@ class SeedBlockManager(BlockManager):
                 hot_size=size,
                 hot_requests=state.hot_requests + int(hot.sum()),
                 hot_misses=state.hot_misses + int((hot & (outputs["region"] == 1)).sum()),
+                levels=state.level[blocks].astype(np.int8),
+                spared_by_region=by_region,
+                spared_by_level=by_level,
             )
         )
         num_unused = int((state.gen[blocks] == 0).sum())
@@ -88,3 +92,18 @@ class SeedBlockManager(BlockManager):
         none = np.zeros(0, dtype=np.int8)
         size = resized_hot_region(self.hot_size(state), state.hot_requests, state.hot_misses, state.num_blocks)
         return ev.BlocksPlaced(ev.EMPTY, none, none, ev.EMPTY, max(1, size), 0, 0)
+
+
+def _spared(state: CacheState, evicted: ev.I32, hot_size: int) -> tuple[int, int]:
+    """Cached blocks that plain LRU would have given up in place of `evicted`: (spared by their region, by their level).
+
+    By its level when it has one and its region lost other blocks, else by its region.
+    """
+    if not len(evicted):
+        return 0, 0
+    cached = np.flatnonzero((state.ref == 0) & (state.hash >= 0))
+    oldest = cached[np.lexsort((cached, state.last_use[cached]))][: len(evicted)]
+    spared = oldest[~np.isin(oldest, evicted)]
+    lost = np.bincount(evicted >= hot_size, minlength=2) > 0
+    by_level = lost[(spared >= hot_size).astype(np.int64)] & (state.level[spared] > 0)
+    return int((~by_level).sum()), int(by_level.sum())
