@@ -9,6 +9,7 @@ than the capture; requests differ in length and in time, not in content.
 from __future__ import annotations
 
 import hashlib
+import io
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -61,17 +62,18 @@ def read_capture(path: str, sha256: str | None = None) -> Capture:
     Raises:
         ConfigError: the file cannot be read, an array is missing or has another shape, or the hash differs.
     """
-    file = Path(path)
     try:
-        found = hashlib.sha256(file.read_bytes()).hexdigest()
+        data = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror or error}, expected captured content (.npz)") from None
+    found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256:
         raise ConfigError(f"{path}: its SHA-256 is {found[:16]}…, expected {sha256[:16]}…: another capture")
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise ConfigError(f"{path}: holds one array, expected an .npz with q, k and v")
+        loaded = np.load(io.BytesIO(data), allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise ConfigError(f"{path}: holds one array, expected an .npz with q, k and v")
+        with loaded as arrays:
             wanted = ("q", "k", "v", "scale")
             named: dict[str, NDArray[Any]] = {name: arrays[name] for name in wanted if name in arrays.files}
             names = ", ".join(sorted(arrays.files)) or "none"
