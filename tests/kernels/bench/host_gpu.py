@@ -95,6 +95,7 @@ class Driver:
         ctypes.memmove(target.ctypes.data, int(source), target.nbytes)
 
     def memcpy_dtod(self, target: Any, source: Any, size: int) -> None:
+        Event.clock += LAUNCH_MS / 5
         ctypes.memmove(int(target), int(source), size)
 
     def memcpy_dtod_async(self, target: Any, source: Any, size: int, _stream: Any = None) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.kernels.bench.host_gpu import Driver, HostGpu, HostGraph
 from tinyserve_viz.kernels import KERNELS
-from tinyserve_viz.kernels.bench import attention, grid, movement, run, selection, step, timing, upkeep
+from tinyserve_viz.kernels.bench import attention, comparisons, grid, movement, run, selection, step, timing, upkeep
 from tinyserve_viz.kernels.bench.row import line
 
 SMALL = grid.Model("small", 4, 2, 32)
@@ -45,7 +45,11 @@ def host(monkeypatch: pytest.MonkeyPatch) -> HostGpu:
     monkeypatch.setattr(selection, "MASS", (2, 96))
     monkeypatch.setattr(movement, "write_shapes", lambda _grid: [(SMALL, 3, 1, 20), (SMALL, 2, 40, 40)])
     monkeypatch.setattr(movement, "copy_shapes", lambda _grid: [(SMALL, 6)])
-    monkeypatch.setattr(upkeep, "LLAMA3_8B", SMALL)
+    for module in (upkeep, comparisons):
+        monkeypatch.setattr(module, "LLAMA3_8B", SMALL)
+    monkeypatch.setattr(comparisons, "LAYOUT", [64, 64])
+    monkeypatch.setattr(comparisons, "SKEWED", [200, 8, 8])
+    monkeypatch.setattr(comparisons, "COPIES", (3,))
     monkeypatch.setattr(upkeep, "POOL", 4096)
     monkeypatch.setattr(upkeep, "RACE", (20, 512))
     monkeypatch.setattr(upkeep, "FORKS", (4, 8))
@@ -69,6 +73,7 @@ def test_every_kernel_has_a_row_and_every_row_is_checked(host: HostGpu) -> None:
     assert ops == {
         "decode", "page-score", "sparse-decode", "top-k", "query-analysis", "block-mass", "allocation", "release",
         "fork", "bookkeeping", "adaptive", "compaction-plan", "fragmentation", "work-list", "content", "step",
+        "decode-layout", "decode-lists", "copy-apart",
         "kv-write", "block-copy", "compaction-move",
     }  # fmt: skip
     assert found["left_out"] == ["decode small B=64 L=1024: the sequences take 4096 blocks, 128 fit in the memory"]
@@ -89,7 +94,9 @@ def test_a_call_that_changes_its_state_is_timed_without_the_putting_back(host: H
 
 def test_only_the_kernels_asked_for_run(host: HostGpu) -> None:
     rows = bench(host, "fused_block_copy", "query_analysis")["rows"]
-    assert [row["impl"] for row in rows] == ["query_analysis", "fused_block_copy"]
+    assert [row["impl"] for row in rows] == [
+        "query_analysis", "fused_block_copy", "one launch", "a launch each", "three memcpys each"
+    ]  # fmt: skip
     assert set(host.launched) == {"fused_block_copy", "query_analysis"}
 
 
@@ -165,9 +172,7 @@ def test_inputs_take_half_of_the_memory_that_is_free(monkeypatch: pytest.MonkeyP
         assert 2 * 2 * elements * 1.125 < free / 2
 
 
-def test_clocks_and_driver_are_what_nvidia_smi_says_under_load(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clocks_and_driver_are_what_nvidia_smi_says_under_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     worked = []
 
     def told(script: str | None) -> dict[str, str]:

@@ -138,7 +138,7 @@ def fragmentation(ask: Ask) -> Found:
             words = "consecutive logical blocks that do not lie side by side"
             numbers.append(counted("scatter, paged", mean, "%", words, on))
     numbers += ask.timed.rates("compaction-move", "memory_compaction", "moving blocks")
-    numbers += ask.timed.missing("contiguous against scattered attention", "attention on the same tokens, both ways")
+    numbers += ask.timed.times("decode-layout", "", "attention on the same tokens, in order and scattered")
     long, short = scattered_reads(4096), scattered_reads(64)
     numbers += [long, short]
     return numbers, (
@@ -226,7 +226,7 @@ def balancing(ask: Ask) -> Found:
                 words = f"the same, mean of {len(run.imbalance[mode])} decode batches"
                 numbers.append(counted(f"max/mean, {mode}", mean, "×", words, ask.first(trace)))
                 worst.setdefault(mode, []).append(mean)
-    numbers += ask.timed.missing("attention time, with and without", "the same batch by each work list")
+    numbers += ask.timed.times("decode-lists", "", "attention by each work list")
     per_seq, even = max(worst["per-seq"]), max(worst["even-blocks"])
     return numbers, (
         f"whole sequences leave a worker with up to {per_seq:.1f}× the mean, equal cuts of the blocks {even:.2f}×; "

@@ -122,7 +122,7 @@ def batched_copies(ask: Ask) -> Found:
     """One launch of n copies."""
     numbers = [
         *ask.timed.rates("block-copy", "fused_block_copy", "one launch of n copies"),
-        *ask.timed.missing("n launches, n memcpys", "the same copies one by one"),
+        *ask.timed.times("copy-apart", "", "the same copies, together and apart"),
     ]
     return numbers, "both ways move the same bytes, so batching can save launches only; how much, a GPU tells"
 

@@ -13,7 +13,7 @@ from tinyserve_viz.kernels.backend import kernel_named
 from tinyserve_viz.kernels.bench.device import Device, DeviceArray, DeviceCall, Noise
 from tinyserve_viz.kernels.bench.grid import BLOCK_SIZE, LLAMA3_8B, MODELS, SEED, Model, decode_shapes
 from tinyserve_viz.kernels.bench.timing import sets_for
-from tinyserve_viz.kernels.bench.work import Bench, Work, WrongResultError, close
+from tinyserve_viz.kernels.bench.work import Bench, Call, Work, WrongResultError, close
 from tinyserve_viz.kernels.numpy_backend import NumpyBackend
 
 READABLE = [1024] * 64  # what the two passes are timed at in the quick grid
@@ -37,17 +37,17 @@ def decode(bench: Bench) -> Iterator[Work]:
 
 def one_pass(bench: Bench, model: Model, label: str, lens: Sequence[int], op: str) -> Iterator[Work]:
     """`flash_paged_attention` without a work list and with several; the row is the fastest, its plan is timed apart."""
-    inputs = _inputs(bench, model, label, lens)
+    inputs = decode_inputs(bench, model, label, lens)
     if not inputs:
         return
     lengths = np.array(lens, np.int32)
     variants: dict[str, list[list[DeviceCall]]] = {}
     plans: dict[str, list[list[DeviceCall]]] = {}
     if len(lens) * model.num_kv_heads >= bench.device.num_sms // 2:
-        variants["no work list"] = [[_flash(bench, given, model)] for given in inputs]
+        variants["no work list"] = [[flash(bench, given, model)] for given in inputs]
     for workers in worker_counts(bench.device, model):
         name = f"{workers} workers"
-        variants[name] = [[_flash(bench, given | work_list(lengths, workers), model)] for given in inputs]
+        variants[name] = [[flash(bench, given | work_list(lengths, workers), model)] for given in inputs]
         plans[name] = [[balance(bench, lengths, workers)]]
     yield Work(
         op, "flash_paged_attention", label, attention_bytes(model, lens), variants,
@@ -57,7 +57,7 @@ def one_pass(bench: Bench, model: Model, label: str, lens: Sequence[int], op: st
 
 
 def _two_pass(bench: Bench, model: Model, label: str, lens: Sequence[int]) -> Iterator[Work]:
-    inputs = _inputs(bench, model, label, lens)
+    inputs = decode_inputs(bench, model, label, lens)
     if inputs:
         calls = [[bench.call("paged_attention", given, scale=model.head_dim**-0.5)] for given in inputs]
         yield Work(
@@ -67,7 +67,7 @@ def _two_pass(bench: Bench, model: Model, label: str, lens: Sequence[int]) -> It
         )  # fmt: skip
 
 
-def _inputs(bench: Bench, model: Model, label: str, lens: Sequence[int]) -> list[Inputs]:
+def decode_inputs(bench: Bench, model: Model, label: str, lens: Sequence[int]) -> list[Inputs]:
     """Arguments of a decode call for each rotating set of sequences; none, and a line, where the pool is too small."""
     num_blocks = bench.elements // (BLOCK_SIZE * model.num_kv_heads * model.head_dim)
     per_set = sum(-(-n // BLOCK_SIZE) for n in lens)
@@ -102,13 +102,14 @@ def tables(rng: np.random.Generator, lens: Sequence[int], num_blocks: int, sets:
 
 
 def worker_counts(device: Device, model: Model) -> list[int]:
-    """Lengths of the work lists that are tried: so many that each SM gets 3, 6 or 12 thread blocks."""
-    return list(dict.fromkeys(max(1, device.num_sms * waves // model.num_kv_heads) for waves in WAVES))
+    """Lengths of the work lists that are tried: 3, 6 or 12 thread blocks for each SM, and what a replay takes."""
+    counts = [*(device.num_sms * waves // model.num_kv_heads for waves in WAVES), 2 * device.num_sms]
+    return list(dict.fromkeys(max(1, count) for count in counts))
 
 
-def work_list(lens: I32, workers: int, kept: I32 | None = None) -> Inputs:
+def work_list(lens: I32, workers: int, kept: I32 | None = None, mode: str = "even-blocks") -> Inputs:
     """The list that dynamic_workload_balancing makes; `kept` blocks of each sequence only."""
-    sizes = {"num_workers": workers, "max_segments": workers + len(lens), "block_size": BLOCK_SIZE}
+    sizes = {"num_workers": workers, "max_segments": workers + len(lens), "block_size": BLOCK_SIZE, "mode": mode}
     kernel = kernel_named("dynamic_workload_balancing")
     made = NumpyBackend().run(kernel, {"seq_lens": lens} | ({} if kept is None else {"kept": kept}), sizes)
     return {name: made[name] for name in ("segments", "segment_range", "seq_segments")}
@@ -120,7 +121,8 @@ def balance(bench: Bench, lens: I32, workers: int, mode: str = "even-blocks", **
     return bench.call("dynamic_workload_balancing", {"seq_lens": lens, **arrays}, mode=mode, **sizes)
 
 
-def _flash(bench: Bench, given: Inputs, model: Model) -> DeviceCall:
+def flash(bench: Bench, given: Inputs, model: Model) -> DeviceCall:
+    """Attention in one pass with these arguments."""
     return bench.call("flash_paged_attention", given, scale=model.head_dim**-0.5)
 
 
@@ -135,11 +137,11 @@ def facts(model: Model, lens: Sequence[int]) -> dict[str, str | int]:
     return {"model": model.name, "batch": len(lens), "tokens": int(sum(lens))}
 
 
-def _check(bench: Bench, model: Model, lens: I32, calls: Sequence[DeviceCall]) -> float:
+def _check(bench: Bench, model: Model, lens: I32, calls: Sequence[Call]) -> float:
     return check_attention(bench, model, calls[0], lens)
 
 
-def check_attention(bench: Bench, model: Model, call: DeviceCall, lens: I32) -> float:
+def check_attention(bench: Bench, model: Model, call: Call, lens: I32) -> float:
     """Up to three (sequence, KV head) pairs, with every query head of the group, against float64.
 
     Raises:

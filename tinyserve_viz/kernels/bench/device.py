@@ -138,6 +138,11 @@ class DeviceCall:
     arrays: Mapping[str, DeviceArray]
     status: DeviceArray
 
+    @property
+    def entries(self) -> list[str]:
+        """Kernels that it launches, in order."""
+        return [entry for entry, *_ in self.plan.launches]
+
     def launch(self, stream: Any = None) -> None:
         """Put its launches on the stream."""
         self.plan.launch(self.arguments, stream)
@@ -173,6 +178,6 @@ def prepare(device: Device, name: str, arrays: Mapping[str, DeviceArray | NDArra
     return DeviceCall(name, plan, arguments_of(kernel, pointers, axes, values, status.pointer), held, status)
 
 
-def status_of(device: Device, call: DeviceCall) -> Status:
-    """The status word so far."""
-    return Status(int(device.read(call.status)[0]))
+def status_of(device: Device, word: DeviceArray) -> Status:
+    """A status word so far."""
+    return Status(int(device.read(word)[0]))

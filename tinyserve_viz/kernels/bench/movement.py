@@ -13,7 +13,7 @@ from tinyserve_viz.kernels.bench.attention import tables
 from tinyserve_viz.kernels.bench.device import DeviceArray, DeviceCall, Noise
 from tinyserve_viz.kernels.bench.grid import BLOCK_SIZE, Model, copy_shapes, write_shapes
 from tinyserve_viz.kernels.bench.timing import sets_for
-from tinyserve_viz.kernels.bench.work import Bench, Work, WrongResultError, same
+from tinyserve_viz.kernels.bench.work import Bench, Call, Work, WrongResultError, same
 
 I32 = NDArray[np.int32]
 
@@ -21,7 +21,7 @@ I32 = NDArray[np.int32]
 _POOLS = {"key_cache": "keys", "value_cache": "values", "box": "boxes"}
 
 
-def _pools(bench: Bench, model: Model) -> dict[str, DeviceArray]:
+def pools_of(bench: Bench, model: Model) -> dict[str, DeviceArray]:
     """K, V and boxes of as many blocks as the memory for inputs holds, as they were before anything was moved."""
     for name in _POOLS.values():
         bench.noise(name).renew()
@@ -39,7 +39,7 @@ def writes(bench: Bench) -> Iterator[Work]:
     if not bench.wants("fused_reshape_and_block_write"):
         return
     for model, rows, new, context in write_shapes(bench.grid):
-        pools = _pools(bench, model)
+        pools = pools_of(bench, model)
         num_blocks = pools["box"].shape[0]
         label = f"{model.name} B={rows} new={new} ctx={context}"
         per_set = rows * -(-context // BLOCK_SIZE)
@@ -71,7 +71,7 @@ def writes(bench: Bench) -> Iterator[Work]:
 
 
 def _check_write(
-    bench: Bench, fresh: Noise, model: Model, rows: int, new: int, context: int, calls: Sequence[DeviceCall]
+    bench: Bench, fresh: Noise, model: Model, rows: int, new: int, context: int, calls: Sequence[Call]
 ) -> None:  # fmt: skip
     """First, middle and last token of three sequences where the table says, inside their blocks' boxes."""
     read, arrays = bench.device.read, calls[0].arrays
@@ -94,7 +94,7 @@ def copies(bench: Bench) -> Iterator[Work]:
     if not bench.wants("fused_block_copy"):
         return
     for model, count in copy_shapes(bench.grid):
-        layered = {name: pool.of_one_layer() for name, pool in _pools(bench, model).items()}
+        layered = {name: pool.of_one_layer() for name, pool in pools_of(bench, model).items()}
         num_blocks = layered["box"].shape[1]
         num_bytes = 8 * count * BLOCK_SIZE * model.num_kv_heads * model.head_dim
         sets = sets_for(bench.device, num_bytes, min(64, num_blocks // (2 * count)))
@@ -104,18 +104,19 @@ def copies(bench: Bench) -> Iterator[Work]:
         plans = [np.stack([source, target, full], axis=1) for source, target in ids]
         calls = [[bench.call("fused_block_copy", {"ops": plan, "ref": ref, **layered})] for plan in plans]
         yield Work(
-            "block-copy", "fused_block_copy", _label(model, count), num_bytes, {"": calls},
-            partial(_check_copies, bench, plans[0][:, :2]),
+            "block-copy", "fused_block_copy", block_label(model, count), num_bytes, {"": calls},
+            partial(check_copies, bench, plans[0][:, :2]),
             facts={"model": model.name, "blocks": count}, note="one launch, boxes too",
         )  # fmt: skip
 
 
-def _label(model: Model, count: int) -> str:
+def block_label(model: Model, count: int) -> str:
+    """The shape of a copy, as the field's tables write it."""
     size = 4 * BLOCK_SIZE * model.num_kv_heads * model.head_dim
     return f"{model.name} blocks={count} x {size >> 10} KiB"
 
 
-def _check_copies(bench: Bench, pairs: I32, calls: Sequence[DeviceCall]) -> None:
+def check_copies(bench: Bench, pairs: I32, calls: Sequence[Call]) -> None:
     """K, V and boxes of some sources are what they were, and those of their targets the same."""
     for source, target in _sample(pairs):
         for name in _POOLS:
@@ -128,7 +129,7 @@ def _sample(pairs: I32) -> list[list[int]]:
     return found
 
 
-def _check_block(bench: Bench, call: DeviceCall, name: str, block: int, source: int) -> None:
+def _check_block(bench: Bench, call: Call, name: str, block: int, source: int) -> None:
     """A block holds what `source` held at first."""
     held = call.arrays[name].part(0).part(block)
     size = int(np.prod(held.shape))
@@ -141,14 +142,14 @@ def moves(bench: Bench) -> Iterator[Work]:
     if not bench.wants("memory_compaction"):
         return
     for model, count in copy_shapes(bench.grid):
-        layered = {name: pool.of_one_layer() for name, pool in _pools(bench, model).items()}
+        layered = {name: pool.of_one_layer() for name, pool in pools_of(bench, model).items()}
         num_blocks = layered["box"].shape[1]
         num_bytes = 8 * count * BLOCK_SIZE * model.num_kv_heads * model.head_dim
         sets = sets_for(bench.device, num_bytes, min(8, num_blocks // (2 * count)))
         ids = bench.rng(count, 4).permutation(num_blocks).astype(np.int32)[: 2 * count * sets].reshape(sets, count, 2)
         calls = [_there_and_back(bench, layered, pairs) for pairs in ids]
         yield Work(
-            "compaction-move", "memory_compaction", _label(model, count), num_bytes, {"": calls},
+            "compaction-move", "memory_compaction", block_label(model, count), num_bytes, {"": calls},
             partial(_check_moves, bench, ids[0]), calls_per_launch=2,
             facts={"model": model.name, "blocks": count}, note="there and back in turn",
         )  # fmt: skip
@@ -177,7 +178,7 @@ def _there_and_back(bench: Bench, layered: dict[str, DeviceArray], pairs: I32) -
     return calls
 
 
-def _check_moves(bench: Bench, pairs: I32, calls: Sequence[DeviceCall]) -> None:
+def _check_moves(bench: Bench, pairs: I32, calls: Sequence[Call]) -> None:
     """After both ways table, references and blocks are what they were; the place that was left has an empty box."""
     read, arrays = bench.device.read, calls[0].arrays
     table, ref = read(arrays["block_table"]).reshape(-1), read(arrays["ref"])

@@ -33,7 +33,7 @@ def main(kernels: Sequence[str], grid: str = "quick", shape: str = "") -> None:
                 call.launch()
             driver.Context.synchronize()
             driver.stop_profiler()
-            launches = [entry for call in work.variants[name][0] for entry, *_ in call.plan.launches]
+            launches = [entry for call in work.variants[name][0] for entry in call.entries]
             row = {"op": work.op, "impl": work.impl, "shape": work.shape, "form": name, "launches": launches}
             print(json.dumps(row), flush=True)
 

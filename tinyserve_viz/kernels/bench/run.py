@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tinyserve_viz.kernels.bench import attention, movement, selection, step, upkeep
+from tinyserve_viz.kernels.bench import attention, comparisons, movement, selection, step, upkeep
 from tinyserve_viz.kernels.bench.device import Device
 from tinyserve_viz.kernels.bench.row import Facts, Row, bench_file
 from tinyserve_viz.kernels.bench.timing import peaks
@@ -15,6 +15,8 @@ from tinyserve_viz.kernels.cuda_backend import Gpu
 # What overwrites the inputs' pools stands last.
 FAMILIES: tuple[Family, ...] = (
     attention.decode,
+    comparisons.layouts,
+    comparisons.lists,
     selection.sparse,
     selection.top_k,
     selection.analysis,
@@ -28,6 +30,7 @@ FAMILIES: tuple[Family, ...] = (
     step.step,
     movement.writes,
     movement.copies,
+    comparisons.copies_apart,
     movement.moves,
 )
 

@@ -30,7 +30,7 @@ from tinyserve_viz.kernels.bench.grid import (
     topk_shapes,
 )
 from tinyserve_viz.kernels.bench.timing import sets_for
-from tinyserve_viz.kernels.bench.work import Bench, Work, close, same
+from tinyserve_viz.kernels.bench.work import Bench, Call, Work, close, same
 from tinyserve_viz.kernels.numpy_backend import NumpyBackend
 
 KEPT = KEPT_TOKENS // BLOCK_SIZE
@@ -177,13 +177,13 @@ class _Chain:
         pairs = {(0, 0), (len(self.lens) - 1, self.model.num_kv_heads - 1)}
         return [(seq, head, slice(head * group, (head + 1) * group)) for seq, head in sorted(pairs)]
 
-    def check_score(self, calls: Sequence[DeviceCall]) -> None:
+    def check_score(self, calls: Sequence[Call]) -> None:
         """Scores of the sampled heads, bit for bit."""
         found = self.bench.device.read(calls[0].arrays["block_score"])
         for seq, head, _ in self._samples():
             same(f"block_score of sequence {seq}, head {head}", found[seq, head], self._score(calls[0], seq, head))
 
-    def _score(self, call: DeviceCall, seq: int, head: int) -> NDArray[np.float32]:
+    def _score(self, call: Call, seq: int, head: int) -> NDArray[np.float32]:
         read, model = self.bench.device.read, self.model
         group = model.num_heads // model.num_kv_heads
         block = read(call.arrays["block_table"])[seq, : self.blocks].astype(np.int64)
@@ -198,7 +198,7 @@ class _Chain:
         scores: NDArray[np.float32] = made["block_score"][0, 0]
         return scores
 
-    def check_attention(self, calls: Sequence[DeviceCall]) -> float:
+    def check_attention(self, calls: Sequence[Call]) -> float:
         """Attention over the kept blocks of the sampled heads, which must be those with the best scores."""
         read, model = self.bench.device.read, self.model
         names = ("query", "block_table", "selected", "output")
@@ -213,7 +213,7 @@ class _Chain:
             expected.append(attend(self.keys, self.values, *args)[0])
         return close("output", np.concatenate(found), np.concatenate(expected))
 
-    def check_all(self, calls: Sequence[DeviceCall]) -> float:
+    def check_all(self, calls: Sequence[Call]) -> float:
         """Scores, choice and attention."""
         self.check_score(calls)
         scores = self.bench.device.read(calls[0].arrays["block_score"])
@@ -257,7 +257,7 @@ def _choose(bench: Bench, scores: NDArray[np.float32], kept: int) -> DeviceCall:
 
 
 def _check_choice(
-    bench: Bench, scores: NDArray[np.float32], rows: Sequence[int], calls: Sequence[DeviceCall]
+    bench: Bench, scores: NDArray[np.float32], rows: Sequence[int], calls: Sequence[Call]
 ) -> None:  # fmt: skip
     found = bench.device.read(calls[0].arrays["selected"])
     always = (0, 0) if found.shape[1] == 1 else (1, 1)  # sinks and recent blocks, none in the plain top-k
@@ -273,7 +273,7 @@ def analysis(bench: Bench) -> Iterator[Work]:
         return
     heads, dim, keys = 32, 128, bench.noise("keys")
 
-    def check(rows: int, calls: Sequence[DeviceCall]) -> None:
+    def check(rows: int, calls: Sequence[Call]) -> None:
         sample = np.array([0, 1, rows // 3, rows - 1], np.int64)
         query = keys.rows(sample * heads * dim, heads * dim).reshape(-1, heads, dim)
         made = NumpyBackend().run(kernel_named("query_analysis"), {"query": query}, {"mode": "energy"})
@@ -307,7 +307,7 @@ def mass(bench: Bench) -> Iterator[Work]:
         scalars = {"scale": model.head_dim**-0.5, "num_score_heads": model.num_kv_heads}
         calls.append([bench.call("block_mass", arrays, **scalars)])
 
-    def check(calls: Sequence[DeviceCall]) -> None:
+    def check(calls: Sequence[Call]) -> None:
         read, seq, head, group = bench.device.read, batch - 1, 1, model.num_heads // model.num_kv_heads
         token = np.arange(length)
         block = read(calls[0].arrays["block_table"])[seq, token // BLOCK_SIZE].astype(np.int64)

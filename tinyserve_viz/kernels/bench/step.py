@@ -18,10 +18,9 @@ from tinyserve_viz.kernels.bench.attention import (
     tables,
     worker_counts,
 )
-from tinyserve_viz.kernels.bench.device import DeviceCall
 from tinyserve_viz.kernels.bench.grid import BLOCK_SIZE, KEPT_TOKENS, LLAMA3_8B
 from tinyserve_viz.kernels.bench.selection import KEPT, best_blocks
-from tinyserve_viz.kernels.bench.work import Bench, Work, close, same
+from tinyserve_viz.kernels.bench.work import Bench, Call, Work, close, same
 
 BATCH, LENGTH = 64, 4096
 IN_A_STEP = (
@@ -137,7 +136,7 @@ def _last_tokens(bench: Bench, table: NDArray[np.int32], length: int) -> NDArray
     return np.stack(rows, axis=1).reshape(len(table), 2, model.num_kv_heads, model.head_dim)
 
 
-def _check(bench: Bench, calls: Sequence[DeviceCall]) -> float:
+def _check(bench: Bench, calls: Sequence[Call]) -> float:
     """Attention against float64, over all blocks or over those kept, which must be the best by the scores found.
 
     Each kernel alone is held to its reference in its own row.

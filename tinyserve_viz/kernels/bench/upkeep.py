@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from tinyserve_viz.kernels.backend import kernel_named
 from tinyserve_viz.kernels.bench.attention import balance
-from tinyserve_viz.kernels.bench.device import DeviceArray, DeviceCall
+from tinyserve_viz.kernels.bench.device import DeviceArray
 from tinyserve_viz.kernels.bench.grid import LLAMA3_8B, UNIFORM, pool_sizes, request_counts
 from tinyserve_viz.kernels.bench.timing import sets_for
-from tinyserve_viz.kernels.bench.work import Bench, Work, WrongResultError, as_reference, same
+from tinyserve_viz.kernels.bench.work import Bench, Call, Work, WrongResultError, as_reference, same
 from tinyserve_viz.kernels.numpy_backend import NumpyBackend
 
 Arrays = dict[str, NDArray[Any]]
@@ -41,7 +41,7 @@ def _changing(
     )  # fmt: skip
 
 
-def _as_told(bench: Bench, arrays: Arrays, scalars: Mapping[str, Any], calls: Sequence[DeviceCall]) -> None:
+def _as_told(bench: Bench, arrays: Arrays, scalars: Mapping[str, Any], calls: Sequence[Call]) -> None:
     as_reference(bench.device, calls[0], arrays, scalars)
 
 
@@ -93,7 +93,7 @@ def _allocated(arrays: Arrays) -> Arrays:
 def _race(bench: Bench, count: int, num_blocks: int, held: float) -> Work:
     state, free = _requests(bench, count, num_blocks, held)
 
-    def check(calls: Sequence[DeviceCall]) -> None:
+    def check(calls: Sequence[Call]) -> None:
         given, table = (bench.device.read(calls[0].arrays[name]) for name in ("allocated", "block_table"))
         if len(np.unique(given)) != count or (state["ref"][given] != 0).any() or (given < 0).any():
             raise WrongResultError("a block was given out twice, or one that was held, or none")
@@ -233,7 +233,7 @@ def content(bench: Bench) -> Iterator[Work]:
     made = {name: bench.device.empty(*shape) for name, shape in shapes.items()}
     num_bytes = sum(array.nbytes for array in made.values())
 
-    def check(calls: Sequence[DeviceCall]) -> None:
+    def check(calls: Sequence[Call]) -> None:
         sample = np.array([0, 3, 4, tokens // 2, tokens - 1])
         few = arrays | {name: arrays[name][sample] for name in ("token", "topic", "position")}
         few |= {"query_token": np.array([4], np.int32), "kv": np.empty((5, *made["kv"].shape[1:]), np.float16)}

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,34 @@ class WrongResultError(KernelError):
     """A kernel computed something else than its reference: no time of it is worth anything."""
 
 
+class Call(Protocol):
+    """What is launched: a kernel's call on device arrays, or what does the same by other means."""
+
+    @property
+    def kernel(self) -> str:
+        """The kernel's name."""
+        ...
+
+    @property
+    def arrays(self) -> Mapping[str, DeviceArray]:
+        """What it works on and writes."""
+        ...
+
+    @property
+    def status(self) -> DeviceArray:
+        """Its status word."""
+        ...
+
+    @property
+    def entries(self) -> list[str]:
+        """Kernels that it launches, in order."""
+        ...
+
+    def launch(self, stream: Any = None) -> None:
+        """Put it on the stream."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
     """One row. `variants` are forms of the same call (work lists of several lengths); the fastest is the row's.
@@ -38,12 +66,12 @@ class Work:
     impl: str
     shape: str
     num_bytes: int
-    variants: Mapping[str, Sequence[Sequence[DeviceCall]]]
-    check: Callable[[Sequence[DeviceCall]], float | None]
+    variants: Mapping[str, Sequence[Sequence[Call]]]
+    check: Callable[[Sequence[Call]], float | None]
     restores: Sequence[Sequence[tuple[DeviceArray, DeviceArray]]] = ()  # (target, source) before each call, per set
     touched_bytes: int = 0  # of one set, where it is not num_bytes
     calls_per_launch: int = 1
-    plans: Mapping[str, Sequence[Sequence[DeviceCall]]] = field(default_factory=dict)  # timed apart, per variant
+    plans: Mapping[str, Sequence[Sequence[Call]]] = field(default_factory=dict)  # timed apart, per variant
     baseline: str | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
@@ -127,13 +155,13 @@ def measure(device: Device, work: Work, copy_gbs: float) -> Row:
     return row
 
 
-def checked(device: Device, work: Work, calls: Sequence[Sequence[DeviceCall]]) -> float | None:
+def checked(device: Device, work: Work, calls: Sequence[Sequence[Call]]) -> float | None:
     """Run the first set once, from the state that the row restores, and hold it to its reference."""
     for target, source in work.restores[0] if work.restores else ():
         device.copy(target, source)
     for call in calls[0]:
         call.launch()
-        if status := status_of(device, call):
+        if status := status_of(device, call.status):
             raise WrongResultError(f"{call.kernel}: status is {status!r}")
     return work.check(calls[0])
 
@@ -149,8 +177,8 @@ def fastest(device: Device, work: Work) -> str:
     return min(trial, key=trial.__getitem__)
 
 
-def _launches(calls: Sequence[Sequence[DeviceCall]]) -> list[Launch]:
-    def launch(group: Sequence[DeviceCall], stream: Any) -> None:
+def _launches(calls: Sequence[Sequence[Call]]) -> list[Launch]:
+    def launch(group: Sequence[Call], stream: Any) -> None:
         for call in group:
             call.launch(stream)
 
@@ -179,9 +207,7 @@ def measure_all(families: Sequence[Family], bench: Bench, copy_gbs: float, budge
             yield measure(bench.device, work, copy_gbs)
 
 
-def as_reference(
-    device: Device, call: DeviceCall, arrays: Mapping[str, NDArray[Any]], scalars: Mapping[str, Any]
-) -> None:
+def as_reference(device: Device, call: Call, arrays: Mapping[str, NDArray[Any]], scalars: Mapping[str, Any]) -> None:
     """Hold everything that a call wrote to what the NumPy reference writes from the same inputs.
 
     Raises:
