@@ -2,7 +2,7 @@
 // Not shipped. tests/gpu/test_device_helpers.py launches them and compares with NumPy.
 #include "common.cuh"
 #include "decision_math.cuh"
-#include "marks.cuh"
+#include "runs.cuh"
 
 constexpr int SHARED_HALFS = 4096;
 
@@ -24,7 +24,7 @@ extern "C" __global__ void loads(const half* source, const int* cases, half* fou
 extern "C" __global__ void copies(const half* source, const int* cases, half* found) {
     const int* one = cases + 3 * blockIdx.x;
     half* target = found + (int64_t)blockIdx.x * SHARED_HALFS;
-    copy_halfs(source + one[0], target + one[1], one[2], threadIdx.x, blockDim.x);
+    copy_run(source + one[0], target + one[1], one[2]);
 }
 
 // One warp per row [32] of values; every lane leaves what it got: [num_rows][32].

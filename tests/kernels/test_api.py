@@ -159,7 +159,7 @@ def test_policy_parameters_have_their_published_defaults_and_refuse_what_is_out_
         "hot.resize_steps": 64, "hot.grow_above": 500, "hot.shrink_below": 100, "compaction.trigger": 1500,
         "compaction.min_moves": 4, "compaction.min_gain": 1, "compaction.payback": 1000, "compaction.cooldown": 16,
         "compaction.weight_uses": 1000, "compaction.weight_level": 1000, "compaction.weight_shared": 4000,
-        "compaction.threshold": 2000,
+        "compaction.threshold": 2000, "snapkv.window": 16,
     }  # fmt: skip
     assert all(parameter.low <= parameter.default <= parameter.high for parameter in PARAMETERS)
     assert all(parameter.unit and parameter.source for parameter in PARAMETERS)
