@@ -31,7 +31,7 @@ def test_every_command_has_help_and_imports_nothing_heavy_for_it(name: str) -> N
     )
     done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith(f"usage: tinyserve-viz {name} ")
+    assert done.stdout.startswith(f"tinyserve-viz {name} – ")
 
 
 @pytest.mark.parametrize(

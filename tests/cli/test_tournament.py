@@ -140,6 +140,12 @@ def test_two_recordings_are_compared_like_two_configurations(
     found = json.loads(capsys.readouterr().out)
     assert found["first_difference"]["num_same_decisions"] == 74
     assert [entry["recording"] for entry in found["recordings"]] == paths
+    evictions = [entry["metrics"]["evictions"] for entry in found["recordings"]]
+    assert found["differences"]["evictions"] == evictions[1] - evictions[0] != 0
+    assert main(["compare", *paths]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[3].startswith("difference")
+    assert f"{evictions[1] - evictions[0]:+,}" in table[3]
     assert main(["compare", paths[0], paths[0], "--fail-on-diff"]) == 0
 
 

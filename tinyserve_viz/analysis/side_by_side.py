@@ -61,6 +61,12 @@ def measured_in_any(summaries: Sequence[dict[str, Any]]) -> tuple[Metric, ...]:
     )
 
 
+def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """theirs − ours of every metric that both have, by name, for JSON."""
+    pairs = {metric.name: (value_of(ours, metric), value_of(theirs, metric)) for metric in METRICS}
+    return {name: b - a for name, (a, b) in pairs.items() if a is not None and b is not None}
+
+
 def as_dict(summary: dict[str, Any]) -> dict[str, Any]:
     """All metrics of one summary by name, for JSON."""
     return {metric.name: value_of(summary, metric) for metric in METRICS}

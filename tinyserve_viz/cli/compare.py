@@ -81,13 +81,14 @@ def run(args: argparse.Namespace) -> int:
 def _two_recordings(args: argparse.Namespace) -> int:
     """Metrics side by side and the first decision that differs."""
     from tinyserve_viz.analysis.first_decision import compare_recordings
-    from tinyserve_viz.analysis.side_by_side import as_dict
+    from tinyserve_viz.analysis.side_by_side import as_dict, differences
+    from tinyserve_viz.cli.progress import busy
     from tinyserve_viz.cli.session import summarize_recording
     from tinyserve_viz.recording.timeline import Timeline
     from tinyserve_viz.report.side_by_side import as_table, difference_lines
 
     paths = [Path(args.trace), args.other]
-    with Timeline(paths[0]) as ours, Timeline(paths[1]) as theirs:
+    with busy(f"compare {paths[0]} {paths[1]}", args.quiet), Timeline(paths[0]) as ours, Timeline(paths[1]) as theirs:
         for timeline in (ours, theirs):
             timeline.expect_replay()
         summaries = [summarize_recording(timeline) for timeline in (ours, theirs)]
@@ -99,9 +100,10 @@ def _two_recordings(args: argparse.Namespace) -> int:
             for label, summary in zip(labels, summaries, strict=True)
         ]
         difference = None if found is None else found.as_dict()
-        print(json.dumps({"schema": 1, "recordings": recordings, "first_difference": difference}))
+        told = {"recordings": recordings, "differences": differences(*summaries), "first_difference": difference}
+        print(json.dumps({"schema": 1, **told}))
     else:
-        print("\n".join([*as_table(labels, summaries), "", *difference_lines(found, *labels)]))
+        print("\n".join([*as_table(labels, summaries, difference=True), "", *difference_lines(found, *labels)]))
     return FINDING if args.fail_on_diff and found is not None else 0
 
 

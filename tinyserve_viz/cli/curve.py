@@ -20,6 +20,12 @@ MAX_CAPACITY = 1 << 40
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `curve`."""
+    parser.epilog = (
+        "examples:\n"
+        "  tinyserve-viz curve traces/prefix.json --capacity 20,50,100,200,inf\n"
+        "  tinyserve-viz curve mooncake.jsonl --block-size 512 --policy lru,fifo,belady --capacity 1000,10000,inf\n"
+        "  tinyserve-viz curve mooncake.jsonl --json | jq '.results[] | [.policy, .capacity_blocks]'\n"
+    )
     add_trace_arguments(parser)
     parser.add_argument(
         "--block-size",
@@ -41,12 +47,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N,…",
         help="sizes of the pool in blocks; inf for one that never fills (default: 1000,10000,inf)",
     )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the curve of every policy at every capacity."""
     from tinyserve_viz.analysis.curve import References, hit_curve
+    from tinyserve_viz.cli.progress import progress_bar
     from tinyserve_viz.trace import prefix_references
 
     trace = load_trace(args)
@@ -54,7 +62,12 @@ def run(args: argparse.Namespace) -> int:
     hashes, tokens = prefix_references(trace, block_size)
     prompt_tokens = sum(request.prompt_len for request in trace.requests)
     references = References(hashes.flat, tokens, hashes.num_hashes, prompt_tokens)
-    points = [point for policy in args.policy for point in hit_curve(references, policy, args.capacity)]
+    points = []
+    with progress_bar(f"curve {trace.name}", args.quiet) as progress:
+        for done, policy in enumerate(args.policy):
+            if progress is not None:
+                progress(done, len(args.policy))
+            points += hit_curve(references, policy, args.capacity)
     if not len(references.blocks):
         why = "it has no prefix hash ids and no token ids" if not _tells_content(trace) else "no prompt fills a block"
         print(f"tinyserve-viz curve: {args.trace}: no block can be referenced: {why}", file=sys.stderr)

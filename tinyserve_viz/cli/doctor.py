@@ -32,7 +32,12 @@ class Check:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `doctor`."""
-    parser.epilog = "exit code 1 when something that every replay needs is missing; a missing GPU is no such thing"
+    parser.epilog = (
+        "examples:\n"
+        "  tinyserve-viz doctor\n"
+        "  tinyserve-viz doctor --json | jq '.checks[] | select(.ok | not) | .mend'\n"
+        "Exit code 1 when something that every replay needs is missing; a missing GPU is no such thing."
+    )
     parser.add_argument("--json", action="store_true", help="print the checks as one JSON object")
 
 

@@ -13,6 +13,13 @@ KIND_NAMES = ("poisson", "bursty", "prefix", "samples", "forks", "long", "fragme
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `gen`."""
+    parser.epilog = (
+        "examples:\n"
+        "  tinyserve-viz gen poisson --requests 1000 --rate 5 -o poisson.json\n"
+        "  tinyserve-viz gen prefix --seed 1 --num-blocks 320 -o prefix.json\n"
+        "  tinyserve-viz gen forks --seed 2 -o - | gzip > forks.json.gz\n"
+        "The same arguments give the same bytes."
+    )
     parser.add_argument("kind", metavar="KIND", choices=KIND_NAMES, help=f"one of {', '.join(KIND_NAMES)}")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="file to write; - for stdout")
     parser.add_argument("--seed", type=whole_number(0, (1 << 63) - 1), default=0, metavar="N", help="default 0")
@@ -24,12 +31,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-blocks", type=whole_number(1, 1 << 26), metavar="N", help="blocks of the pool")
     parser.add_argument("--max-num-seqs", type=whole_number(1, 1 << 20), metavar="N", help="sequences at a time")
     parser.add_argument("--force", action="store_true", help="replace FILE if it exists")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.add_argument("--json", action="store_true", help="print what was written as one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
     """Generate the trace and write it."""
     from tinyserve_viz.cli.main import UsageError
+    from tinyserve_viz.cli.progress import busy
     from tinyserve_viz.core.config import with_overrides
     from tinyserve_viz.trace.generate import KINDS, generate
     from tinyserve_viz.trace.native import encode
@@ -39,8 +48,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("tinyserve-viz gen: --json and -o - both want stdout; see --help")
     shape = KINDS[args.kind].shape
     chosen = {name: getattr(args, name) for name in shape.__dataclass_fields__}
-    trace = generate(args.kind, args.seed, with_overrides(shape, chosen))
-    data = encode(trace)
+    with busy(f"gen {args.kind}", args.quiet):
+        trace = generate(args.kind, args.seed, with_overrides(shape, chosen))
+        data = encode(trace)
     write_bytes(args.output, data, force=args.force)
     if args.json:
         facts = {"name": trace.name, "format": trace.format, "num_requests": len(trace.requests)}

@@ -19,13 +19,32 @@ FINDING = 1
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the actions of `kernels` and their arguments."""
+    parser.epilog = (
+        "examples:\n"
+        "  tinyserve-viz kernels list\n"
+        "  tinyserve-viz kernels verify --kernel paged_attention\n"
+        "  tinyserve-viz kernels build --arch sm_80,sm_90\n"
+        "  tinyserve-viz kernels bench --grid quick -o bench.json"
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="every kernel: what it does, its arguments, its cases, its builds")
+    listing.epilog = "examples:\n  tinyserve-viz kernels list\n  tinyserve-viz kernels list --json | jq '.kernels[].name'"
     verify = actions.add_parser("verify", help="run every case of every kernel against the oracles")
     verify.add_argument(
         "--backend", default="numpy", metavar="B", help="backend to hold to the oracles (default: numpy)"
     )
+    verify.epilog = (
+        "examples:\n"
+        "  tinyserve-viz kernels verify\n"
+        "  tinyserve-viz kernels verify --backend cuda --kernel block_scoring"
+    )
+    verify.add_argument("--quiet", action="store_true", help="no progress on stderr")
     build = actions.add_parser("build", help="compile the CUDA files; works without a GPU")
+    build.epilog = (
+        "examples:\n"
+        "  tinyserve-viz kernels build\n"
+        "  tinyserve-viz kernels build --arch sm_75,sm_80,sm_86,sm_90,sm_100,sm_120 --check"
+    )
     build.add_argument("--arch", type=_archs, metavar="A,…", help="e.g. sm_80,sm_90 (default: that of the GPU here)")
     build.add_argument("--fresh", action="store_true", help="compile again what is kept from earlier builds")
     build.add_argument(
@@ -103,13 +122,15 @@ def _kept_builds(option: str | None) -> dict[str, dict[str, Any]]:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from tinyserve_viz.cli.progress import busy
     from tinyserve_viz.kernels.backend import kernel_named
     from tinyserve_viz.kernels.cases import CASES
     from tinyserve_viz.kernels.conformance import table, verify
 
     wanted = {kernel_named(name).name for name in args.kernel}
     cases = [case for case in CASES if not wanted or case.kernel in wanted]
-    results = verify(_backend(args.backend, args.nvcc), cases)
+    with busy(f"kernels verify, {len(cases)} cases", args.quiet):
+        results = verify(_backend(args.backend, args.nvcc), cases)
     failed = any(result.outcome == "FAIL" for result in results)
     if args.json:
         why = {(case.kernel, case.name): case.why for case in cases}

@@ -31,7 +31,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget-s", type=float, default=float("inf"), metavar="S", help="start no row after S seconds"
     )
-    parser.epilog = "exit code 1 when a kernel computed something wrong (it is then not timed); 3 without a GPU"
+    parser.epilog = (
+        "examples:\n"
+        "  tinyserve-viz kernels bench --grid quick -o bench.json\n"
+        "  tinyserve-viz kernels bench --kernel block_scoring --json\n"
+        "  tinyserve-viz kernels bench --from bench.json --against peers.json\n"
+        "Exit code 1 when a kernel computed something wrong (it is then not timed); 3 without a GPU."
+    )
 
 
 def run(args: argparse.Namespace) -> int:

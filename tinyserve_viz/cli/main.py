@@ -11,7 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tinyserve_viz import __version__
 from tinyserve_viz.core.errors import TinyserveError
@@ -43,11 +43,42 @@ class UsageError(TinyserveError):
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, without the usage block, raised as UsageError."""
+    """An argument parser whose help leads with examples, and whose errors are one line, raised as UsageError.
+
+    An epilog starts with `examples:`; what follows them unindented stands at the end of the help.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("allow_abbrev", False)
+        super().__init__(**options)
+
+    def format_help(self) -> str:
+        """What it does, examples, usage, arguments, notes."""
+        examples, notes = _examples_first(self.epilog or "")
+        formatter = self._get_formatter()
+        formatter.add_text(self.description)
+        formatter.add_text(examples)
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        for group in self._action_groups:
+            formatter.start_section(group.title)
+            formatter.add_text(group.description)
+            formatter.add_arguments(group._group_actions)
+            formatter.end_section()
+        formatter.add_text(notes)
+        return formatter.format_help()
 
     def error(self, message: str) -> NoReturn:
         """Raise `message` as a UsageError."""
         raise UsageError(f"{self.prog}: {message}; see --help")
+
+
+def _examples_first(epilog: str) -> tuple[str, str]:
+    lines = epilog.splitlines()
+    if not lines or not lines[0].startswith("example"):
+        return "", epilog
+    end = next((place for place, line in enumerate(lines[1:], 1) if line and not line.startswith(" ")), len(lines))
+    return "\n".join(lines[:end]).rstrip(), "\n".join(lines[end:])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,15 +117,14 @@ def _dispatch(arguments: list[str]) -> int:
     if first == "--version":
         print(f"{PROGRAM} {__version__}")
         return 0
+    if first == "--print-completion":
+        from tinyserve_viz.cli.completion import print_completion
+
+        return print_completion(arguments[1:])
     for name, module_name, summary in COMMANDS:
         if name == first:
             module = importlib.import_module(module_name)
-            parser = OneLineParser(
-                prog=f"{PROGRAM} {name}",
-                description=f"{summary[0].upper()}{summary[1:]}.",
-                formatter_class=argparse.RawDescriptionHelpFormatter,
-                allow_abbrev=False,
-            )
+            parser = OneLineParser(prog=f"{PROGRAM} {name}", description=f"{PROGRAM} {name} – {summary}")
             module.configure(parser)
             try:
                 parsed = parser.parse_args(arguments[1:])
@@ -110,9 +140,16 @@ def _dispatch(arguments: list[str]) -> int:
 def _help() -> str:
     width = max(len(name) for name, _, _ in COMMANDS)
     lines = [
-        f"usage: {PROGRAM} COMMAND …    ({PROGRAM} COMMAND --help says more)",
+        f"{PROGRAM} – time-travel debugger for the KV cache of an LLM server",
         "",
-        "Time-travel debugger for the KV cache of an LLM server.",
+        "examples:",
+        f"  {PROGRAM} replay traces/quickstart.json                       # the debugger, or off a terminal a summary",
+        f"  {PROGRAM} replay azure.csv --num-blocks 4096 --record run.rec",
+        f"  {PROGRAM} plot run.rec --kind memory -o memory.png",
+        f"  {PROGRAM} compare azure.csv --eviction lru,lfu,belady --num-blocks 4096",
+        f"  source <({PROGRAM} --print-completion bash)                   # or zsh, tcsh",
+        "",
+        f"usage: {PROGRAM} COMMAND …    ({PROGRAM} COMMAND --help says more)",
         "",
         *(f"  {name:<{width}}  {summary}" for name, _, summary in COMMANDS),
         "",

@@ -51,7 +51,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kernel", action="append", default=[], metavar="NAME", help="this kernel only; repeatable")
     parser.add_argument("--nvcc", metavar="PATH", help="compiler (default: $CUDA_HOME, PATH, then NVIDIA's wheels)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.epilog = "needs a GPU and compute-sanitizer; exit code 1 when a tool found something or a case failed"
+    parser.epilog = (
+        "examples:\n"
+        "  tinyserve-viz memcheck\n"
+        "  tinyserve-viz memcheck --kernel block_allocation --json\n"
+        "Needs a GPU and compute-sanitizer; exit code 1 when a tool found something or a case failed."
+    )
 
 
 def run(args: argparse.Namespace) -> int:

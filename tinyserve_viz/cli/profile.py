@@ -51,7 +51,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--nvcc", metavar="PATH", help="compiler (default: $CUDA_HOME, PATH, then NVIDIA's wheels)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.epilog = "needs a GPU and ncu; leaves the clocks as they are, so times are near those of the bench"
+    parser.epilog = (
+        "examples:\n"
+        "  tinyserve-viz profile --kernel paged_attention --shape 'B=64 L=4096'\n"
+        "  tinyserve-viz profile --kernel block_scoring --json\n"
+        "Needs a GPU and ncu; leaves the clocks as they are, so times are near those of the bench."
+    )
 
 
 def run(args: argparse.Namespace) -> int:

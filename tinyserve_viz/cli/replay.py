@@ -181,6 +181,7 @@ def run(args: argparse.Namespace) -> int:
     """Replay a trace or summarize a recording; 1 when an invariant was violated."""
     from tinyserve_viz.cli import session
     from tinyserve_viz.cli.main import UsageError
+    from tinyserve_viz.cli.progress import busy
     from tinyserve_viz.core.errors import RecordingError, TraceError
     from tinyserve_viz.recording.timeline import Timeline, is_recording
     from tinyserve_viz.report.stream_summary import stream_as_text
@@ -205,7 +206,7 @@ def run(args: argparse.Namespace) -> int:
     if recording:
         if args.record or args.decisions:
             raise RecordingError(f"{path}: is a recording already; --record and --decisions take a trace")
-        with Timeline(path) as timeline:
+        with busy(f"read {path}", args.quiet), Timeline(path) as timeline:
             summary = session.summarize_recording(timeline, settings.check_every_step)
     else:
         summary = _replay(args, settings)

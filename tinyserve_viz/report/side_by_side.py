@@ -21,14 +21,32 @@ def shown(value: Any, metric: Metric) -> str:
     return f"{value:,.1f} s" if metric.form == "seconds" else f"{value:,}"
 
 
-def as_table(labels: Sequence[str], summaries: Sequence[dict[str, Any]]) -> list[str]:
-    """Lines of the table, its columns as wide as they need to be; what is the same in all replays stands below it."""
+def difference_shown(ours: Any, theirs: Any, metric: Metric) -> str:
+    """theirs − ours with its sign; shares in percent points; `–` where one was not measured."""
+    if ours is None or theirs is None:
+        return "–"
+    if metric.form == "percent":
+        return f"{100 * (theirs - ours):+.2f} pp"
+    if metric.form == "share":
+        return f"{theirs - ours:+.4f}"
+    return f"{theirs - ours:+,.1f} s" if metric.form == "seconds" else f"{theirs - ours:+,}"
+
+
+def as_table(labels: Sequence[str], summaries: Sequence[dict[str, Any]], difference: bool = False) -> list[str]:
+    """Lines of the table, its columns as wide as they need to be; what is the same in all replays stands below it.
+
+    With `difference` a last row has what the second of two replays has more than the first.
+    """
+    if difference:
+        labels = [*labels, "difference"]
     columns, same = [["", *labels]], []
     for metric in measured_in_any(summaries):
         cells = [shown(value_of(summary, metric), metric) for summary in summaries]
         if len(set(cells)) == 1:
             same.append(f"{metric.name} {cells[0]}")
         else:
+            if difference:
+                cells.append(difference_shown(*(value_of(summary, metric) for summary in summaries), metric))
             columns.append([metric.name, *cells])
     widths = [max(map(len, column)) for column in columns]
     lines = []

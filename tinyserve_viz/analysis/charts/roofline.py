@@ -29,7 +29,7 @@ def draw(source: BenchSource) -> Chart:
             points = sorted((float(row.bytes or 0), float(row.gbs or 0)) for row in own if row.impl == impl)
             x, y = np.array(points).T
             found.append(series(impl, "points", x / 2**20, y, (5, 6, 3, 1, 7, 2)[place % 6]))
-        for place, name in enumerate(name for name in ("copy", "read") if name in source.file.peaks):
+        for place, name in enumerate(name for name in ("copy", "read", "write") if name in source.file.peaks):
             peak = source.file.peaks[name]
             found.append(series(f"{name} {peak:,.0f} GB/s", "level", [], [peak], 0, dashed=bool(place)))
         x_axis, y_axis = Axis("useful bytes a call", "MiB", log=True), Axis("bandwidth", "GB/s", log=True)
