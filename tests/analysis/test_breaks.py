@@ -56,8 +56,8 @@ def test_a_sequence_stops_from_its_arrival_to_its_end(timeline: Timeline) -> Non
     assert kinds[-2:] == ["BlocksFreed", "SequencesFinished"] or kinds[-1] == "BlocksFreed"
 
 
-def test_a_step_is_met_where_it_begins_and_the_nearest_of_several_breaks_wins(timeline: Timeline) -> None:
-    begins = timeline.first_event_of_step(30)
+def test_a_step_is_met_at_its_first_event_and_the_nearest_of_several_breaks_wins(timeline: Timeline) -> None:
+    begins = timeline.first_event_of_step(30) + 1
     assert walk(timeline, (Break("step", 30),)) == [begins]
     both = walk(timeline, (Break("step", 30), Break("evict")))
     assert both == sorted({begins, *walk(timeline, (Break("evict"),))})

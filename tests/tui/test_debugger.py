@@ -11,6 +11,7 @@ import pytest
 from textual.pilot import Pilot
 
 from tinyserve_viz.cli.main import main
+from tinyserve_viz.cli.saving import RecordingExporter
 from tinyserve_viz.core.resources import data_folder
 from tinyserve_viz.recording.timeline import Timeline
 from tinyserve_viz.tui import keys
@@ -37,7 +38,7 @@ def drive(
 ) -> None:
     async def play() -> None:
         with Timeline(recording) as timeline:
-            app = Debugger(timeline, ascii_only=ascii_only)
+            app = Debugger(timeline, ascii_only=ascii_only, exporter=RecordingExporter(recording))
             async with app.run_test(size=size) as pilot:
                 await pilot.pause()
                 await actions(app, pilot)
@@ -45,7 +46,7 @@ def drive(
     asyncio.run(play())
 
 
-KEY_NAMES = {".": "full_stop", " ": "space"}
+KEY_NAMES = {".": "full_stop", " ": "space", "-": "minus"}
 
 
 ASKED_FOR = ["history", "selection", "balance", "upkeep"]  # their place is the kernels' until they are chosen
@@ -86,7 +87,8 @@ async def type_place(pilot: Pilot[None], text: str, key: str = "colon") -> None:
 def test_steps_events_and_times_can_be_gone_to(recording: Path) -> None:
     async def go(app: Debugger, pilot: Pilot[None]) -> None:
         await type_place(pilot, "79")
-        assert app.position == app._player.timeline.first_event_of_step(79)
+        assert app.position == app._player.timeline.first_event_of_step(79) + 1
+        assert app.view.frame.step == 79
         await type_place(pilot, "e41")
         assert app.position == 41
         await type_place(pilot, "t1.5")
@@ -251,7 +253,7 @@ def test_playing_stops_at_a_breakpoint_and_says_which(recording: Path) -> None:
         app.action_play()
         while app._playing:
             app._tick()
-        assert app.position == app._player.timeline.first_event_of_step(30)
+        assert app.view.frame.step == 30
         assert app.view.notice == "stopped at breakpoint: step 30"
         app.action_play()
         while app._playing:
@@ -292,3 +294,43 @@ def test_the_content_model_is_on_every_screen(size: tuple[int, int], recording: 
             assert "topics(8, 0.9)" in app.query_one(FooterLine).plain(app.view, size[0], 1)[0]
 
     drive(recording, look, size)
+
+
+def test_an_export_is_written_beside_the_screen_and_said(
+    recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    async def export(app: Debugger, pilot: Pilot[None]) -> None:
+        for name, beginning in (("steps.csv", "step,"), ("steps.csv", "step,"), ("nothing.csv", "")):
+            await type_place(pilot, name, "e")
+            await app.workers.wait_for_complete()
+            await pilot.pause()
+            if isinstance(app.screen, TextScreen):  # too long for the footer
+                await pilot.press("escape")
+                await pilot.pause()
+            if beginning:
+                assert Path(name).read_text(encoding="utf-8").startswith(beginning)
+            said.append(app.view.notice)
+
+    said: list[str] = []
+    drive(recording, export)
+    assert said[0].startswith(f"wrote {tmp_path / 'steps.csv'} (")
+    assert "exists" in said[1]
+    assert said[2].startswith("nothing.csv: expected events.jsonl, mooncake.jsonl, chrome.json, KIND.png, or TABLE.csv")
+
+
+def test_a_plot_opens_over_the_screen(recording: Path) -> None:
+    async def plot(app: Debugger, pilot: Pilot[None]) -> None:
+        await type_place(pilot, "memory", "v")
+        await app.workers.wait_for_complete()
+        await pilot.pause()
+        assert isinstance(app.screen, TextScreen)
+        assert any("pool (blocks)" in row.plain for row in app.screen.rows)
+        await pilot.press("escape")
+        await pilot.pause()
+        await type_place(pilot, "nothing", "v")
+        await app.workers.wait_for_complete()
+        assert app.view.notice.startswith("unknown kind 'nothing' of plot; known: timeline, memory")
+
+    drive(recording, plot)

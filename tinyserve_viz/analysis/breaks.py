@@ -101,14 +101,15 @@ def search(
     """Look among the events start … stop − 1 for the first (last) that meets one of `breaks`.
 
     Yields None between chunks, so that a screen can breathe, and at last (position right after it, the break); it ends
-    without one where nothing is found. A step is met where it begins.
+    without one where nothing is found. A step is met at its first event.
     """
     workload = timeline.header.workload
     found: tuple[int, Break] | None = None
     for at in breaks:
         if at.what == "step":
-            place = timeline.first_event_of_step(at.number)
-            inside = start < place <= stop and timeline.step_of(place) == at.number
+            first = timeline.first_event_of_step(at.number)
+            place = first + 1
+            inside = start < place <= stop and timeline.step_of(first) == at.number
             if inside and (found is None or (place > found[0]) == backwards):
                 found = place, at
     if found is not None:

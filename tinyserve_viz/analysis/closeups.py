@@ -22,7 +22,8 @@ class Choice:
     """One sequence of a selection: the chain from its complexity to the blocks that it reads.
 
     `terms` are weighted complexity, requirement and history, which add up to `score`; None where the weights are not
-    known. `kept` blocks of `num_blocks` by any head, `budget` by each; `retained` attention mass, mean and worst head.
+    known. `kept` blocks of `num_blocks` by any head, `budget` by each; `retained` attention mass, mean and worst head,
+    and what the oracle's choice of as many blocks retains.
     """
 
     seq: int
@@ -35,15 +36,18 @@ class Choice:
     budget: int
     kept: int
     retained: tuple[float, float] | None
+    oracle_retained: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A hit rate by its own name: of the chosen sequence, or of the pool; None where it was not measured."""
+    """A hit rate by its own name: of the chosen sequence, or of the pool, and in `others` what to compare it with.
+    None: not measured."""
 
     name: str
     value: float | None
     meaning: str
+    others: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,6 +103,7 @@ class Selection:
             budget=int(counts.max(initial=0)),
             kept=len(np.unique(chosen_blocks(event, place))),
             retained=retained,
+            oracle_retained=_mean_of(event.oracle_retained, event, place),
         )
 
 
@@ -204,21 +209,30 @@ def _mask(event: ev.BlocksSelected, place: int, blocks: int) -> NDArray[np.bool_
 
 
 def _rates(event: ev.BlocksSelected, at: int, state: CacheState, seq: int) -> tuple[Rate, ...]:
-    def of_choice(name: str) -> float | None:
-        values = np.asarray(getattr(event, name, ev.EMPTY)).reshape(len(event.seqs), -1)
-        if at < 0 or not values.size or float(values[at].min()) < 0:
-            return None
-        return float(values[at].mean())
+    def rate(name: str, values: ev.F32, meaning: str, by_lot: str = "") -> Rate:
+        asked = values[values >= 0]
+        others = f"all sequences {100 * float(asked.mean()):.0f} %{by_lot}" if len(asked) else ""
+        return Rate(name, _mean_of(values, event, at), meaning, others)
 
+    chance = _mean_of(event.chances, event, at)
+    by_lot = f", by lot {100 * chance:.0f} %" if chance is not None else ""
     prompt = int(state.workload.prompt_len[state.workload.request_of_seq[seq]]) if seq >= 0 else 0
     hot = state.hot_requests
     return (
         Rate("prefix hit", int(state.hit_tokens[seq]) / prompt if prompt else None, "of its prompt was cached"),
-        Rate("selection recall", of_choice("recalls"), "of the oracle's blocks were chosen"),
-        Rate("temporal reuse", of_choice("reuses"), "of these blocks were chosen a step before"),
-        Rate("next-step recall", of_choice("next_recalls"), "of the oracle's blocks were chosen a step before"),
+        rate("selection recall", event.recalls, "of the oracle's blocks were chosen", by_lot),
+        rate("temporal reuse", event.reuses, "of these blocks were chosen a step before"),
+        rate("next-step recall", event.next_recalls, "of the oracle's blocks were chosen a step before"),
         Rate("hot-region hit", 1 - state.hot_misses / hot if hot else None, "of hot requests got hot blocks"),
     )
+
+
+def _mean_of(values: ev.F32, event: ev.BlocksSelected, place: int) -> float | None:
+    """The mean of one sequence's entries; None where nothing was observed, or nothing could be (negative)."""
+    if place < 0 or not len(values):
+        return None
+    own = values.reshape(len(event.seqs), -1)[place]
+    return None if float(own.min()) < 0 else float(own.mean())
 
 
 def work_of(step: int, event: ev.BlocksSelected, lengths: ev.I32, inspector: Inspector) -> Work:

@@ -1,4 +1,4 @@
-"""What a view may ask to be worked out again: box scores, true attention mass, the work list.
+"""What a view may ask for: box scores, true attention mass and the work list worked out again; exports and charts.
 
 The recording holds what was chosen; the content is a pure function of the header. Whoever starts a view gives it an
 `Inspector`, because views know neither the engine nor the kernels.
@@ -6,6 +6,7 @@ The recording holds what was chosen; the content is a pure function of the heade
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,4 +62,16 @@ class Inspector(Protocol):
 
     def shares(self, lengths: I32, kept: I32 | None) -> Shares:
         """The work of a step over sequences of `lengths` tokens, or over their `kept` blocks."""
+        ...
+
+
+class Exporter(Protocol):
+    """Writes and draws what a whole recording holds; its calls take time and raise TinyserveError."""
+
+    def save(self, name: str, step: int) -> str:
+        """Write the export that the file's name says, tables of one moment at `step`; returns what was written."""
+        ...
+
+    def chart(self, kind: str) -> Callable[[int, int], list[str]]:
+        """Read the chart of that kind; what is returned draws it in so many columns and lines a panel."""
         ...

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from tinyserve_viz.cli.inspector import ContentInspector
+from tinyserve_viz.cli.saving import RecordingExporter
 from tinyserve_viz.cli.session import run_replay
 from tinyserve_viz.core.errors import RecordingError, TinyserveError
 from tinyserve_viz.recording.header import Header
@@ -59,7 +60,8 @@ def watch_replay(header: Header, record: Path | None, force: bool, ascii_only: b
         timeline = _first_sight(path, replay)
         try:
             inspector = ContentInspector(timeline.header)
-            _show(Debugger(timeline, replay.is_alive, ascii_only, inspector=inspector, panel=panel))
+            exporter = RecordingExporter(path)
+            _show(Debugger(timeline, replay.is_alive, ascii_only, 0, inspector, panel, exporter))
         finally:
             timeline.close()
             replay.stop.set()
@@ -93,7 +95,8 @@ def watch_recording(path: Path, ascii_only: bool, panel: str) -> None:
     """Show a finished (or interrupted) recording."""
     with Timeline(path) as timeline:
         inspector = ContentInspector(timeline.header)
-        _show(Debugger(timeline, ascii_only=ascii_only, inspector=inspector, panel=panel))
+        exporter = RecordingExporter(path)
+        _show(Debugger(timeline, ascii_only=ascii_only, inspector=inspector, panel=panel, exporter=exporter))
 
 
 def _show(app: Debugger) -> None:

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from rich.text import Text
 from textual import events as ui
@@ -25,7 +25,7 @@ from textual.widgets import Static
 from tinyserve_viz.analysis.breaks import Break, search
 from tinyserve_viz.analysis.framing import Wanted
 from tinyserve_viz.analysis.history import History, life_of_block
-from tinyserve_viz.analysis.inspection import Inspector
+from tinyserve_viz.analysis.inspection import Exporter, Inspector
 from tinyserve_viz.core.errors import TinyserveError
 from tinyserve_viz.recording.timeline import Timeline
 from tinyserve_viz.tui import keys, look
@@ -51,6 +51,7 @@ PANELS: tuple[type[Panel], ...] = (
 )  # fmt: skip
 LINES: tuple[type[Panel], ...] = (HeaderLine, TimelineStrip, FooterLine)
 
+_Made = TypeVar("_Made")
 _TICK_S = 0.1  # at most ten frames a second
 _HISTORY_S = 0.015  # of a tick for reading the history, so that a key never waits long behind it
 _HISTORY_EVENTS = 200
@@ -95,6 +96,7 @@ class Debugger(App[None]):
         start: int = 0,
         inspector: Inspector | None = None,
         panel: str = "blocks",
+        exporter: Exporter | None = None,
     ) -> None:
         super().__init__()
         self._player, self._replaying = Player(timeline, inspector), replaying
@@ -106,6 +108,7 @@ class Debugger(App[None]):
         self._panel, self._enlarged, self._notice = panel, False, ""
         self._chosen: int | None = None
         self._breaks: tuple[Break, ...] = ()
+        self._exporter = exporter
         self._layer = 0
         self._shown_size: Size | None = None  # the terminal's, which `size` tells a moment too late
         self.failure: TinyserveError | None = None
@@ -260,6 +263,13 @@ class Debugger(App[None]):
         self._notice = notice
         self._draw()
 
+    def _answer(self, text: str) -> None:
+        """Say why not: in the footer, and over the screen where that is too short for it."""
+        self._say(text)
+        if len(text) + len(self.view.frame.header.content.describe()) + 12 > self.size.width:
+            rows = look.wrap(text, min(80, max(20, self.size.width - 8)))
+            self.push_screen(TextScreen("not understood", [Text(row) for row in rows], self._ascii))
+
     def action_play(self) -> None:
         """Play or pause; at the end, nothing."""
         self._playing = not self._playing and (self.position < self._player.num_events or self._replaying())
@@ -296,7 +306,7 @@ class Debugger(App[None]):
             try:
                 self._go(parse_place(text, self._player.timeline, self._history))
             except NoSuchPlace as error:
-                self._say(str(error))
+                self._answer(str(error))
 
     def action_breaks(self) -> None:
         """Ask where to stop; what is set, or else the chosen block, is offered for a change."""
@@ -312,7 +322,7 @@ class Debugger(App[None]):
         try:
             self._breaks = parse_breaks(text, header.workload, header.engine.num_blocks)
         except NoSuchPlace as error:
-            self._say(str(error))
+            self._answer(str(error))
             return
         words = ", ".join(at.words(header.workload) for at in self._breaks)
         self._say(f"stops at {words}; B runs on to the next, R back to the last" if words else "stops nowhere")
@@ -351,7 +361,7 @@ class Debugger(App[None]):
                 self._chosen, notice = find_request(text, self._player.timeline.header.workload)
                 self._say(notice)
             except NoSuchPlace as error:
-                self._say(str(error))
+                self._answer(str(error))
 
     # ── what is looked at ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -442,6 +452,46 @@ class Debugger(App[None]):
             self._say(f"screenshot: {saved}")
         except OSError as error:
             self._say(f"screenshot: {error.strerror}")
+
+    def action_export(self) -> None:
+        """Ask which file to write."""
+        hint = "write: steps.csv sequences.json events.jsonl chrome.json timeline.png all.html"
+        self.push_screen(Prompt(hint), self._export)
+
+    def _export(self, name: str | None) -> None:
+        exporter, step = self._exporter, self.view.frame.step
+        if name and exporter is not None:
+            self._beside(lambda: exporter.save(name, step), self._say)
+
+    def action_plot(self) -> None:
+        """Ask which chart to show."""
+        hint = "plot: timeline memory fragmentation queue pressure hit-rate misses latency selection"
+        self.push_screen(Prompt(hint), self._plot)
+
+    def _plot(self, kind: str | None) -> None:
+        def show(draw: Callable[[int, int], list[str]]) -> None:
+            width, height = self.size
+            rows = draw(max(40, width * 96 // 100 - 8), max(8, height // 2 - 6))
+            self._say("")
+            self.push_screen(TextScreen(f"plot {kind}", [Text(row) for row in rows], self._ascii, width))
+
+        exporter = self._exporter
+        if kind and exporter is not None:
+            self._beside(lambda: exporter.chart(kind), show)
+
+    def _beside(self, work: Callable[[], _Made], then: Callable[[_Made], None]) -> None:
+        """Work in a thread of its own, which may take seconds, then go on here; a mistake is said in the footer."""
+
+        def run() -> None:
+            try:
+                made = work()
+            except TinyserveError as error:
+                self.call_from_thread(self._answer, str(error))
+            else:
+                self.call_from_thread(then, made)
+
+        self._say("reading the recording …")
+        self.run_worker(run, thread=True, group="export")
 
     def action_help(self) -> None:
         """All keys."""

@@ -32,14 +32,15 @@ class TextScreen(ModalScreen[None]):
     TextScreen.plain-ascii > VerticalScroll { border: ascii #5f87af; }
     """
 
-    def __init__(self, title: str, rows: Sequence[Text], ascii_only: bool) -> None:
+    def __init__(self, title: str, rows: Sequence[Text], ascii_only: bool, width: int = 84) -> None:
         super().__init__()
-        self.heading, self.rows, self.ascii_only = title, list(rows), ascii_only
+        self.heading, self.rows, self.ascii_only, self.width = title, list(rows), ascii_only, width
         self.set_class(ascii_only, "plain-ascii")
 
     def compose(self) -> ComposeResult:
         """The box and its text."""
         with VerticalScroll() as box:
+            box.styles.width = self.width
             text = Text("\n").join(self.rows)
             if self.ascii_only:
                 text = Text(look.to_ascii(text.plain))

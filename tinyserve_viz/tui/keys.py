@@ -55,6 +55,8 @@ GROUPS: tuple[tuple[str, tuple[Binding, ...]], ...] = (
             Binding("0", "panel(10)", "upkeep: protection levels, hot region, compaction"),
             Binding("L", "layer", "next layer, where there are several"),
             Binding("s", "save", "screenshot (SVG) into the working directory"),
+            Binding("e", "export", "export a table, the events or a plot of the whole recording into a file"),
+            Binding("v", "plot", "view a plot of the whole recording"),
             Binding("ctrl+p", "command_palette", "palette of all commands"),
             Binding("question_mark,f1", "help", "this help"),
             Binding("q,ctrl+c", "quit", "quit"),

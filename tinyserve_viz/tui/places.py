@@ -27,8 +27,9 @@ def parse_place(text: str, timeline: Timeline, history: History) -> int:
             wanted = float(text[1:]) * 1e6
             place = bisect_left(history.time_us, wanted)
             return history.ends[place] if place < len(history.ends) else timeline.num_events
-        steps = timeline.step_of(timeline.num_events)
-        return timeline.first_event_of_step(_inside(int(text), steps, "step"))
+        last = max(0, timeline.step_of(timeline.num_events) - 1)
+        first = timeline.first_event_of_step(_inside(int(text), last, "step"))
+        return min(first + 1, timeline.num_events)  # right after its first event, so that the step is the one shown
     except ValueError:
         raise NoSuchPlace(f"{text!r}: expected 57 (a step), e412 (an event) or t1.5 (seconds)") from None
 

@@ -210,12 +210,16 @@ def _kept(chosen: Selection, width: int) -> Text:
         return look.line((look.clip("attention did not run: what the choice keeps is not known", width), look.DIM))
     text = look.line("keeps ")
     if chosen.at >= 0:
-        mean, worst = chosen.choice(chosen.at).retained or (0.0, 0.0)
+        choice = chosen.choice(chosen.at)
+        mean, worst = choice.retained or (0.0, 0.0)
         text.append(f"{mean:.3f}", _quality(mean))
-        text.append(f" of its attention, worst head {worst:.3f}; ")
+        text.append(" of its attention")
+        if choice.oracle_retained is not None:
+            text.append(f", the oracle {choice.oracle_retained:.3f}")
+        text.append("; ")
+        if width >= 100:
+            text.append(f"worst head {worst:.3f}; ", look.DIM)
     text.append(f"all sequences {float(event.retained.mean()):.3f}", look.DIM)
-    if width >= 90:
-        text.append(f", worst head of all {float(event.retained.min()):.3f}", look.DIM)
     text.truncate(width, overflow="ellipsis")
     return text
 
@@ -223,14 +227,19 @@ def _kept(chosen: Selection, width: int) -> Text:
 def _bytes(chosen: Selection, width: int) -> Text:
     event = chosen.event
     share = f"{100 * event.tokens_read / event.tokens_held:.0f} %" if event.tokens_held else "–"
-    text = look.line(
-        "reads ",
-        (share, look.BOLD),
-        f" of the K/V of the step's {len(chosen)} sequences",
-        ("; all of it stays resident", look.DIM),
-    )
+    text = look.line("reads ", (share, look.BOLD))
+    if event.bytes_dense:
+        text.append(f", {_size(event.bytes_read)} of {_size(event.bytes_dense)}")
+        text.append(f", {_size(event.bytes_to_choose)} to choose", look.DIM)
+        text.append(f"; resident {_size(event.bytes_resident)}", look.DIM)
+    else:
+        text.append(" of the K/V; all of it stays resident", look.DIM)
     text.truncate(width, overflow="ellipsis")
     return text
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 2**10:,.1f} KiB" if num_bytes < 2**20 else f"{num_bytes / 2**20:,.1f} MiB"
 
 
 def _rates_in_short(chosen: Selection, width: int) -> list[Text]:
@@ -239,10 +248,16 @@ def _rates_in_short(chosen: Selection, width: int) -> list[Text]:
 
 
 def _rates_in_words(chosen: Selection, width: int) -> list[Text]:
-    return [
-        look.line(
-            f"{rate.name:<17}{look.percent(rate.value, 0):>6}  ",
-            (look.clip(rate.meaning if rate.value is not None else "nothing to measure it by", width - 25), look.DIM),
-        )
-        for rate in chosen.rates
-    ]
+    found = []
+    for rate in chosen.rates:
+        meaning = rate.meaning if rate.value is not None else "nothing to measure it by"
+        if rate.others and len(meaning) + len(rate.others) + 28 <= width:
+            meaning += f" ({rate.others})"
+        words = (look.clip(meaning, width - 25), look.DIM)
+        found.append(look.line(f"{rate.name:<17}{look.percent(rate.value, 0):>6}  ", words))
+    event = chosen.event
+    if len(event.slack_least):
+        least, mean = float(event.slack_least.min()), float(event.slack_mean.mean())
+        slack = f"box score above a block's largest logit by {mean:.1f} on average, {least:.1f} at least"
+        found.append(look.line((look.clip(slack, width), look.DIM if least >= 0 else look.BAD)))
+    return found
