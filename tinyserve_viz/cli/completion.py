@@ -31,7 +31,7 @@ def print_completion(arguments: list[str]) -> int:
     return 0
 
 
-def whole_parser(file: dict[str, str]) -> argparse.ArgumentParser:
+def whole_parser(file: Any) -> argparse.ArgumentParser:
     """One parser with every command under it, as shells see them; `file` marks arguments that name files."""
     from tinyserve_viz.cli.main import COMMANDS, PROGRAM, OneLineParser
 
@@ -46,7 +46,7 @@ def whole_parser(file: dict[str, str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _mark_files(parser: argparse.ArgumentParser, file: dict[str, str]) -> None:
+def _mark_files(parser: argparse.ArgumentParser, file: Any) -> None:
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for inner in action.choices.values():

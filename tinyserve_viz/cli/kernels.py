@@ -28,7 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="every kernel: what it does, its arguments, its cases, its builds")
-    listing.epilog = "examples:\n  tinyserve-viz kernels list\n  tinyserve-viz kernels list --json | jq '.kernels[].name'"
+    listing.epilog = (
+        "examples:\n  tinyserve-viz kernels list\n  tinyserve-viz kernels list --json | jq '.kernels[].name'"
+    )
     verify = actions.add_parser("verify", help="run every case of every kernel against the oracles")
     verify.add_argument(
         "--backend", default="numpy", metavar="B", help="backend to hold to the oracles (default: numpy)"

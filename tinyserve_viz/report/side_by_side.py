@@ -46,7 +46,8 @@ def as_table(labels: Sequence[str], summaries: Sequence[dict[str, Any]], differe
             same.append(f"{metric.name} {cells[0]}")
         else:
             if difference:
-                cells.append(difference_shown(*(value_of(summary, metric) for summary in summaries), metric))
+                ours, theirs = (value_of(summary, metric) for summary in summaries)
+                cells.append(difference_shown(ours, theirs, metric))
             columns.append([metric.name, *cells])
     widths = [max(map(len, column)) for column in columns]
     lines = []
