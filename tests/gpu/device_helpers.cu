@@ -63,13 +63,17 @@ extern "C" __global__ void permilles(const int* values, float* found, int count)
     if (i < count) found[i] = permille(values[i]);
 }
 
-// One thread block: found[0] sums before each thread, [1] the total, [2] the maximum: [3][threads].
+// One thread block: found[0] sums before each thread, [1] the total, [2] the maximum, [3] how many threads before this
+// one hold an odd value, [4] how many in all: [5][threads].
 extern "C" __global__ void block_scans(const int64_t* values, int64_t* found) {
     int64_t total;
     const int64_t value = values[threadIdx.x], before = block_exclusive_scan(value, &total);
     found[threadIdx.x] = before;
     found[blockDim.x + threadIdx.x] = total;
     found[2 * blockDim.x + threadIdx.x] = block_max(value);
+    int odd;
+    found[3 * blockDim.x + threadIdx.x] = block_rank(value & 1, &odd);
+    found[4 * blockDim.x + threadIdx.x] = odd;
 }
 
 // Every thread block adds 1 to seen[0] before it arrives; the last one writes what it sees to seen[1] and counts

@@ -202,9 +202,10 @@ def test_a_scan_over_a_thread_block_keeps_64_bits(helpers: Helpers, threads: int
     rng = np.random.default_rng(threads)
     for high in (2, 1 << 20, 1 << 52):
         values = rng.integers(-high, high, threads)
-        found = helpers.run("block_scans", np.empty((3, threads), np.int64), 1, threads, values, None)
-        total = np.full(threads, values.sum())
-        same_bits(found, np.stack([np.cumsum(values) - values, total, np.full(threads, values.max())]))
+        found = helpers.run("block_scans", np.empty((5, threads), np.int64), 1, threads, values, None)
+        odd = values & 1
+        whole = [np.full(threads, number) for number in (values.sum(), values.max(), odd.sum())]
+        same_bits(found, np.stack([np.cumsum(values) - values, whole[0], whole[1], np.cumsum(odd) - odd, whole[2]]))
 
 
 @pytest.mark.gpu
