@@ -20,7 +20,9 @@ CAPTURE = "qkv_smollm2_shakespeare_T2048.npz"
 STEPS = 12
 
 
-def chosen(path: Path, policy: str, budget: int, kernels: str = "decisions") -> tuple[dict[str, Any], list[ev.BlocksSelected]]:
+def chosen(
+    path: Path, policy: str, budget: int, kernels: str = "decisions"
+) -> tuple[dict[str, Any], list[ev.BlocksSelected]]:
     """The last `STEPS` queries of the capture, each over all tokens before it."""
     trace = Trace("last", "json", (Request("r", 0, 2048 - STEPS, STEPS),), engine={"num_blocks": 128})
     found: list[ev.BlocksSelected] = []

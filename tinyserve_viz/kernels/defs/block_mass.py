@@ -12,6 +12,8 @@ from tinyserve_viz.kernels.defs.paged_attention import GROUPED
 from tinyserve_viz.kernels.layout import F16, POOL, blocks_of
 from tinyserve_viz.kernels.paging import resident
 
+_PER_CHUNK = 1 << 21  # products made at once: 8 MiB of fp32, so that a long context does not fill the memory
+
 
 def reference(
     *,
@@ -48,11 +50,15 @@ def reference(
         mass: F32 = np.zeros((num_kv_heads, num_heads // num_kv_heads, block_table.shape[1]), np.float32)
         peaks: F32 = np.empty((num_kv_heads, mass.shape[1], len(keys)), np.float32)
         q = query[seq].reshape(num_kv_heads, -1, head_dim).astype(np.float32)
-        for kv_head in range(num_kv_heads):
-            logits = lane_sum(keys[:, :, kv_head, None] * q[kv_head]) * scale  # [blocks][slots][group]
-            parts, peaks[kv_head], flags = _shares(np.moveaxis(logits, 2, 0), valid)
+        together = max(1, min(num_kv_heads, _PER_CHUNK // (len(keys) * size * head_dim * q.shape[1])))
+        for first in range(0, num_kv_heads, together):
+            some = slice(first, first + together)
+            logits = lane_sum(keys[:, :, some, None] * q[some]) * scale  # [blocks][slots][kv heads][group]
+            by_head = np.moveaxis(logits.reshape(*logits.shape[:2], -1), 2, 0)
+            parts, tops, flags = _shares(by_head, valid)
             status |= flags
-            mass[kv_head][:, held.logical[part]] = parts
+            peaks[some] = tops.reshape(peaks[some].shape)
+            mass[some][:, :, held.logical[part]] = parts.reshape(peaks[some].shape)
         peaks = peaks.reshape(num_heads, -1)
         if block_peak is not None:
             block_peak[seq][:, held.logical[part]] = peaks
