@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tinyserve_viz.analysis.pareto import chart, points
+from tinyserve_viz.analysis.pareto import NOT_BY_SHARE, chart, points
+from tinyserve_viz.memory.policies.selection import SELECTION
 
 
 def summary(read: float, kept: float, cost: float | None = None, policy: str = "paper") -> dict[str, Any]:
@@ -41,3 +42,7 @@ def test_the_chart_has_a_series_a_policy_and_the_front_and_all_bytes_where_they_
     _, costs = chart(counted, []).panels
     assert costs.series[0].x.tolist() == [20.0, 15.0]
     assert [s.name for s in costs.series] == ["paper"]  # one of them beats the other: no front to draw
+
+
+def test_selections_with_a_budget_of_their_own_are_those_of_the_policies() -> None:
+    assert set(NOT_BY_SHARE) == {policy.name for policy in SELECTION if policy.budget != "paper"}

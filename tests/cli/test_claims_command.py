@@ -175,3 +175,16 @@ def test_list_names_every_claim_with_its_source(capsys: pytest.CaptureFixture[st
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(CLAIMS)
     assert lines[0].endswith("[S:243, S:245, S:584, S:587]")
+
+
+@pytest.mark.slow
+def test_on_captured_attention_the_oracle_keeps_most_and_a_draw_by_lot_least(
+    real_traces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "CONTENTS", ())
+    asked = Ask((), 1, 2, Timed(None), str(real_traces / "qkv_smollm2_shakespeare_T2048.npz"), quiet=True)
+    numbers, verdict = selection.hit_rate(asked)
+    for blocks in selection.BUDGETS:
+        kept = {n.name.split(",")[0]: n.value for n in numbers if n.on.endswith(f", {blocks} blocks of 16")}
+        assert kept["oracle"] > kept["paper"] > kept["random"]  # type: ignore[operator]
+    assert "points over streaming with 64 blocks" in verdict

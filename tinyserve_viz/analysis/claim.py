@@ -29,6 +29,8 @@ class Number:
         """The value with its unit."""
         if self.value is None:
             return MARKS[NOT_MEASURED]
+        if self.unit == "points":
+            return f"{100 * self.value:+.2f} points"
         if self.unit == "%":
             return f"{100 * self.value:.2f} %"
         if isinstance(self.value, int):
@@ -62,7 +64,7 @@ class Answer:
             {
                 "name": n.name,
                 "value": n.value,
-                "unit": "share" if n.unit == "%" else n.unit,
+                "unit": "share" if n.unit in ("%", "points") else n.unit,
                 "mark": n.mark,
                 "provenance": MARKS[n.mark],
                 "definition": n.definition,

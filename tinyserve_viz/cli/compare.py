@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from tinyserve_viz.cli.arguments import add_trace_arguments, whole_number
+from tinyserve_viz.cli.arguments import add_content_argument, add_trace_arguments, whole_number
 
 FINDING = 1
 
@@ -36,6 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--arrivals", default="trace", metavar="WHEN", help="trace (default), burst, sequential or timed"
     )
+    add_content_argument(parser)
     parser.add_argument("--seed", type=whole_number(0), metavar="N", help="seed of the content")
     parser.add_argument(
         "--kernels",

@@ -238,12 +238,11 @@ def run_replay(
         steps, stopped = 0, False
         while _stepped(engine, record):
             steps += 1
-            if steps % _PROGRESS_EVERY == 0:
-                if progress is not None:
-                    progress(metrics.completed + metrics.rejected + metrics.cancelled, header.workload.num_requests)
-                if should_stop is not None and should_stop():
-                    stopped = True  # the recording stays as one that was interrupted, open to its last step
-                    break
+            if steps % _PROGRESS_EVERY == 0 and progress is not None:
+                progress(metrics.completed + metrics.rejected + metrics.cancelled, header.workload.num_requests)
+            if should_stop is not None and should_stop():
+                stopped = True  # the recording stays as one that was interrupted, open to its last step
+                break
         checker.check_now()
         outcome = Outcome(
             header=header,

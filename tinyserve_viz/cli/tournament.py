@@ -6,13 +6,21 @@ import argparse
 import itertools
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyserve_viz.cli.arguments import load_trace, whole_number
-from tinyserve_viz.core.config import ALLOCATORS, COMPACTIONS, EVICTIONS, ORACLE_EVICTIONS, SELECTIONS
+from tinyserve_viz.cli.arguments import content_of, load_trace, whole_number
+from tinyserve_viz.core.config import (
+    ALLOCATORS,
+    COMPACTIONS,
+    EVICTIONS,
+    ORACLE_EVICTIONS,
+    REDUCTIONS,
+    SELECTION_HEADS,
+    SELECTIONS,
+)
 
 if TYPE_CHECKING:
     from tinyserve_viz.analysis.first_decision import DecisionKeys, DifferingDecision
@@ -68,12 +76,16 @@ def _different(values: tuple[Any, ...], text: str) -> tuple[Any, ...]:
     return values
 
 
+_SELECTING = ("selection", "ratio", "budget_blocks", "selection_heads", "reduction")  # need the kernels
 _EVICTIONS = (*EVICTIONS, *ORACLE_EVICTIONS)
 AXES: tuple[Axis, ...] = (
     Axis("--allocator", "allocator", _names(ALLOCATORS, "allocator"), "A,…", f"of {', '.join(ALLOCATORS)}"),
     Axis("--eviction", "eviction", _names(_EVICTIONS, "eviction policy"), "P,…", f"of {', '.join(_EVICTIONS)}"),
     Axis("--selection", "selection", _names(SELECTIONS, "selection policy"), "P,…", f"of {', '.join(SELECTIONS)}"),
     Axis("--ratio", "ratio_permille", _shares, "R,…", "shares of the blocks that a selection may keep, 0.001 to 1"),
+    Axis("--budget-blocks", "budget_blocks", _numbers(1), "N,…", "blocks to keep in place of a ratio", "{} kept"),
+    Axis("--selection-heads", "selection_heads", _names(SELECTION_HEADS, "choice"), "H,…", "per kv head, or shared"),
+    Axis("--reduction", "reduction", _names(REDUCTIONS[1:], "reduction"), "R,…", f"of {', '.join(REDUCTIONS[1:])}"),
     Axis("--compaction", "compaction", _names(COMPACTIONS, "compaction"), "H,…", f"of {', '.join(COMPACTIONS)}"),
     Axis("--block-size", "block_size", _numbers(1), "N,…", "tokens in a block", "blocks of {}"),
     Axis("--num-blocks", "num_blocks", _numbers(1), "N,…", "blocks in the pool", "{:,} blocks"),
@@ -115,6 +127,7 @@ def configurations(args: argparse.Namespace) -> list[Configuration]:
         engine = {axis.field: value for axis, value in zip(axes, values, strict=True)}
         if engine.get("selection") in NOT_BY_SHARE:
             engine.pop("ratio_permille", None)
+            engine.pop("budget_blocks", None)
         varied = [axis for axis in axes if axis.field in engine and len(getattr(args, axis.name)) > 1]
         label = ", ".join(_label(axis, engine[axis.field]) for axis in varied or axes[:1])
         found.setdefault(label, Configuration(label, engine))
@@ -139,6 +152,8 @@ def run(args: argparse.Namespace) -> int:
     if not given(args):
         raise UsageError("tinyserve-viz compare: nothing to compare; give a list, such as --eviction lru,fifo")
     chosen = configurations(args)
+    if args.ratio is not None and args.budget_blocks is not None:
+        raise UsageError("tinyserve-viz compare: --ratio and --budget-blocks exclude each other; see --help")
     if not 2 <= len(chosen) <= MOST:
         raise UsageError(
             f"tinyserve-viz compare: {len(chosen)} configuration{'s' * (len(chosen) != 1)}, "
@@ -148,7 +163,7 @@ def run(args: argparse.Namespace) -> int:
     trace = load_trace(args)
     played = [_play(trace, configuration, args) for configuration in chosen]
     first = played[0]
-    differences = [differing_decision(first, other) for other in played[1:]]
+    differences = differing_decisions(first, played[1:])
     labels = [one.configuration.label for one in played]
     kept = points(labels, [one.summary for one in played])
     picture = chart(kept, _facts(first)) if kept else None
@@ -203,10 +218,10 @@ def _play(trace: Trace, configuration: Configuration, args: argparse.Namespace) 
     from tinyserve_viz.cli.session import ALL_KERNELS_UP_TO_TOKENS, Settings, num_tokens, prepare, run_replay
     from tinyserve_viz.core.errors import ConfigError
 
-    selects = args.selection is not None or args.ratio is not None
+    selects = any(getattr(args, name) is not None for name in _SELECTING)
     settings = Settings(
         engine=configuration.engine,
-        content={"seed": args.seed},
+        content=content_of(args),
         profile=args.profile,
         arrivals=args.arrivals,
         kernels=args.kernels or ("all" if selects else "none"),
@@ -228,20 +243,30 @@ def _play(trace: Trace, configuration: Configuration, args: argparse.Namespace) 
     return Played(configuration, header, summary, keys)
 
 
-def differing_decision(ours: Played, theirs: Played) -> DifferingDecision | None:
-    """The first decision in which two replays differ, in words: both are replayed again up to there."""
+def differing_decisions(first: Played, others: Sequence[Played]) -> list[DifferingDecision | None]:
+    """Where each of `others` first decides differently from `first`, in words.
+
+    Nothing was recorded so far: both are replayed again, up to that step.
+    """
     from tinyserve_viz.analysis.first_decision import explain, first_difference
 
-    place = first_difference(ours.keys, theirs.keys)
-    if place is None:
-        return None
-    places = ours.keys.event_of(place), theirs.keys.event_of(place)
+    places = [first_difference(first.keys, other.keys) for other in others]
+    known = [first.keys.event_of(place) for place in places if place is not None]
+    if not known:
+        return [None] * len(others)
+    found: list[DifferingDecision | None] = []
     with (
         tempfile.TemporaryDirectory(prefix="tinyserve-compare-") as folder,
-        _replayed_to(ours.header, places[0], Path(folder, "ours.rec")) as a,
-        _replayed_to(theirs.header, places[1], Path(folder, "theirs.rec")) as b,
+        _replayed_to(first.header, max(known), Path(folder, "first.rec")) as ours,
     ):
-        return explain(place, a, places[0], b, places[1])
+        for number, (other, place) in enumerate(zip(others, places, strict=True)):
+            if place is None:
+                found.append(None)
+                continue
+            events = first.keys.event_of(place), other.keys.event_of(place)
+            with _replayed_to(other.header, events[1], Path(folder, f"{number}.rec")) as theirs:
+                found.append(explain(place, ours, events[0], theirs, events[1]))
+    return found
 
 
 def _replayed_to(header: Header, event: int, path: Path) -> Any:

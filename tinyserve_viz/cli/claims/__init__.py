@@ -44,6 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="seeds of the selection rows (default %(default)s)",
     )
+    parser.add_argument("--captured", metavar="FILE.npz", help="captured Q, K and V: adds rows to hit-rate")
     parser.add_argument("--bench", type=Path, metavar="FILE", help="a bench file of a GPU: fills the ● rows")
     parser.add_argument("--quiet", action="store_true", help="do not say what is being done")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     shipped = data_folder("traces")
     paths = args.traces or [str(shipped / "quickstart.json"), str(shipped / "prefix.json")]
     traces = tuple(read_trace(path, args.format, None, MAX_LENGTH) for path in paths)
-    ask = Ask(traces, args.requests, args.seeds, Timed(args.bench), args.quiet)
+    ask = Ask(traces, args.requests, args.seeds, Timed(args.bench), args.captured, args.quiet)
     from tinyserve_viz.analysis.claim import Answer
 
     answers = []

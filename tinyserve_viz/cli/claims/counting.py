@@ -53,6 +53,7 @@ class Ask:
     requests: int  # of each trace that are replayed; lengths are counted over the whole trace
     seeds: int
     timed: Timed
+    captured: str | None = None  # a file of captured Q, K and V
     quiet: bool = False
     replays: dict[tuple[Any, ...], Counted] = field(default_factory=dict)
     selections: dict[tuple[Any, ...], Any] = field(default_factory=dict)
