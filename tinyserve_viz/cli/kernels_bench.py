@@ -31,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget-s", type=float, default=float("inf"), metavar="S", help="start no row after S seconds"
     )
+    parser.add_argument("--markdown", action="store_true", help="print tables for a document")
     parser.epilog = (
         "examples:\n"
         "  tinyserve-viz kernels bench --grid quick -o bench.json\n"
@@ -44,13 +45,13 @@ def run(args: argparse.Namespace) -> int:
     """Measure or read, print, compare; 1 when a row failed its check."""
     from tinyserve_viz.kernels.backend import kernel_named
     from tinyserve_viz.kernels.bench.against import ratios, table
-    from tinyserve_viz.kernels.bench.row import HEAD, line, read_bench
+    from tinyserve_viz.kernels.bench.row import HEAD, line, markdown, read_bench
 
     names = [kernel_named(name).name for name in args.kernel]
     others = [(path.name, read_bench(path)) for path in args.against]
     if args.source:
         found = read_bench(args.source)
-        if not args.json:
+        if not (args.json or args.markdown):
             print("\n".join([_title(found), HEAD, *(line(row) for row in found["rows"])]))
     else:
         found = _measure(args, names)
@@ -62,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
         args.output.write_text(text + "\n", encoding="utf-8")
     if args.json:
         print(text)
+    elif args.markdown:
+        print("\n".join([_title(found), "", *markdown(found["rows"], pairs)]))
     elif others:
         print("\n" + "\n".join(table(pairs, found, others)))
     failed = [row for row in found["rows"] if "error" in row]
@@ -90,7 +93,7 @@ def _measure(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
         started = True
         print(line(row), flush=True)
 
-    return run_bench(gpu, args.grid, names, args.budget_s, report=None if args.json else report)
+    return run_bench(gpu, args.grid, names, args.budget_s, report=None if args.json or args.markdown else report)
 
 
 def _title(found: dict[str, Any]) -> str:

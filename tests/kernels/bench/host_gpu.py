@@ -57,6 +57,7 @@ class Driver:
     """What the bench uses of pycuda.driver."""
 
     Event = Event
+    MemoryError = MemoryError
     device_attribute = SimpleNamespace(MULTIPROCESSOR_COUNT="sms", L2_CACHE_SIZE="l2")
     free = 1 << 26
 

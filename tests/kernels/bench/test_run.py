@@ -76,7 +76,7 @@ def test_every_kernel_has_a_row_and_every_row_is_checked(host: HostGpu) -> None:
         "decode-layout", "decode-lists", "copy-apart",
         "kv-write", "block-copy", "compaction-move",
     }  # fmt: skip
-    assert found["left_out"] == ["decode small B=64 L=1024: the sequences take 4096 blocks, 128 fit in the memory"]
+    assert found["left_out"] == ["decode small B=64 L=1024: takes 4096 blocks, 128 fit in the memory"]
     assert {key: found[key] for key in ("schema", "kind", "device", "arch", "clocks", "grid", "provenance")} == {
         "schema": 1, "kind": "bench", "device": "host memory", "arch": "sm_00", "clocks": "SM 1980 MHz",
         "grid": "quick", "provenance": "measured",
@@ -191,3 +191,28 @@ def test_clocks_and_driver_are_what_nvidia_smi_says_under_load(tmp_path: Path, m
     assert worked
     assert told("echo 580.95, '[N/A]', '[N/A]', 47") == nothing
     assert told("exit 9") == nothing
+
+
+def test_rows_that_the_memory_does_not_hold_are_left_out_and_named(
+    host: HostGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "inputs_that_fit", lambda _device: 1 << 12)  # four blocks
+    found = bench(host)
+    assert [row for row in found["rows"] if "error" in row] == []
+    names = {reason.split(":")[0].split(",")[0].split(" small")[0].split(" B=")[0] for reason in found["left_out"]}
+    assert names == {
+        "decode", "sparse-decode", "block-mass", "step", "kv-write", "copies or moves", "copy-apart",
+        "query-analysis tokens=5",
+    }  # fmt: skip
+    assert "sparse-decode small B=2 L=256: takes 32 blocks, 4 fit in the memory" in found["left_out"]
+
+
+def test_a_family_that_runs_out_of_memory_is_left_out_and_the_others_go_on(host: HostGpu) -> None:
+    def full(name: str, _arrays: Mapping[str, Any]) -> None:
+        if name == "block_fork":
+            raise Driver.MemoryError("cuMemAlloc failed: out of memory")
+
+    host.after = full
+    found = bench(host, "block_fork", "query_analysis", "content_generation")
+    assert [row["impl"] for row in found["rows"]] == ["query_analysis", "content_generation"]
+    assert found["left_out"] == ["the rest of forks: out of GPU memory (cuMemAlloc failed: out of memory)"]

@@ -69,10 +69,8 @@ def _two_pass(bench: Bench, model: Model, label: str, lens: Sequence[int]) -> It
 
 def decode_inputs(bench: Bench, model: Model, label: str, lens: Sequence[int]) -> list[Inputs]:
     """Arguments of a decode call for each rotating set of sequences; none, and a line, where the pool is too small."""
-    num_blocks = bench.elements // (BLOCK_SIZE * model.num_kv_heads * model.head_dim)
-    per_set = sum(-(-n // BLOCK_SIZE) for n in lens)
-    if per_set > num_blocks:
-        bench.left_out.append(f"decode {label}: the sequences take {per_set} blocks, {num_blocks} fit in the memory")
+    num_blocks, per_set = bench.num_blocks(model), sum(-(-n // BLOCK_SIZE) for n in lens)
+    if not bench.fits(f"decode {label}", per_set, model):
         return []
     pool = (num_blocks, BLOCK_SIZE, model.num_kv_heads, model.head_dim)
     rng = bench.rng(len(lens), sum(lens))

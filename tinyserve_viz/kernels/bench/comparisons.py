@@ -107,6 +107,8 @@ def copies_apart(bench: Bench) -> Iterator[Work]:
         return
     model = LLAMA3_8B
     for count in COPIES:
+        if not bench.fits(f"copy-apart, {block_label(model, count)}", 2 * count, model):
+            continue
         layered = {name: pool.of_one_layer() for name, pool in pools_of(bench, model).items()}
         num_blocks = layered["box"].shape[1]
         ids = bench.rng(count, 11).permutation(num_blocks).astype(np.int32)[: 2 * count].reshape(count, 2)

@@ -25,7 +25,7 @@ def pools_of(bench: Bench, model: Model) -> dict[str, DeviceArray]:
     """K, V and boxes of as many blocks as the memory for inputs holds, as they were before anything was moved."""
     for name in _POOLS.values():
         bench.noise(name).renew()
-    num_blocks = bench.elements // (BLOCK_SIZE * model.num_kv_heads * model.head_dim)
+    num_blocks = bench.num_blocks(model)
     pool = (num_blocks, BLOCK_SIZE, model.num_kv_heads, model.head_dim)
     return {
         "key_cache": bench.noise("keys").view(pool),
@@ -39,13 +39,11 @@ def writes(bench: Bench) -> Iterator[Work]:
     if not bench.wants("fused_reshape_and_block_write"):
         return
     for model, rows, new, context in write_shapes(bench.grid):
-        pools = pools_of(bench, model)
-        num_blocks = pools["box"].shape[0]
         label = f"{model.name} B={rows} new={new} ctx={context}"
-        per_set = rows * -(-context // BLOCK_SIZE)
-        if per_set > num_blocks:
-            bench.left_out.append(f"kv-write {label}: {per_set} blocks are needed, {num_blocks} fit in the memory")
+        num_blocks, per_set = bench.num_blocks(model), rows * -(-context // BLOCK_SIZE)
+        if not bench.fits(f"kv-write {label}", per_set, model):
             continue
+        pools = pools_of(bench, model)
         num_bytes = 8 * rows * new * model.num_kv_heads * model.head_dim
         sets = sets_for(bench.device, num_bytes, min(64, num_blocks // per_set))
         row = 2 * model.num_kv_heads * model.head_dim
@@ -94,6 +92,8 @@ def copies(bench: Bench) -> Iterator[Work]:
     if not bench.wants("fused_block_copy"):
         return
     for model, count in copy_shapes(bench.grid):
+        if not bench.fits(f"copies or moves, {block_label(model, count)}", 2 * count, model):
+            continue
         layered = {name: pool.of_one_layer() for name, pool in pools_of(bench, model).items()}
         num_blocks = layered["box"].shape[1]
         num_bytes = 8 * count * BLOCK_SIZE * model.num_kv_heads * model.head_dim
@@ -142,6 +142,8 @@ def moves(bench: Bench) -> Iterator[Work]:
     if not bench.wants("memory_compaction"):
         return
     for model, count in copy_shapes(bench.grid):
+        if not bench.fits(f"copies or moves, {block_label(model, count)}", 2 * count, model):
+            continue
         layered = {name: pool.of_one_layer() for name, pool in pools_of(bench, model).items()}
         num_blocks = layered["box"].shape[1]
         num_bytes = 8 * count * BLOCK_SIZE * model.num_kv_heads * model.head_dim

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,23 @@ def read_bench(path: Path) -> dict[str, Any]:
         if "error" not in row and not isinstance(row.get("us"), int | float):
             raise TinyserveError(f"{path}: rows[{i}] ({row['op']}, {row['shape']}) has neither us nor error")
     return found
+
+
+def markdown(rows: Sequence[Row], pairs: Sequence[Any]) -> Iterator[str]:
+    """A table of the rows; with pairs (`against.Ratio`), the fastest of the others and the ratio beside each."""
+    beside = " others' fastest | µs | theirs / ours |" if pairs else ""
+    yield f"| operation | by | shape | µs | GB/s | % of copy |{beside}"
+    yield "| --- | --- | --- | --- | --- | --- |" + (" --- | --- | --- |" if pairs else "")
+    for row in rows:
+        start = f"| {row['op']} | {row['impl']} | {row['shape']} |"
+        if "error" in row:
+            yield f"{start} not timed: {row['error']} | | |" + (" | | |" if pairs else "")
+            continue
+        rate = f"{row['gbs']:.0f} | {row['pct_copy']:.0f}" if row.get("gbs") is not None else " | "
+        same = [pair for pair in pairs if (pair.op, pair.shape, pair.ours) == (row["op"], row["shape"], row["impl"])]
+        best = min(same, key=lambda pair: float(pair.their_us), default=None)
+        theirs = f" {best.theirs} | {best.their_us:.1f} | {best.ratio:.2f} |" if best else " | | |" if pairs else ""
+        yield f"{start} {row['us']:.1f} | {rate} |{theirs}"
 
 
 HEAD = f"{'op':<16}{'impl':<36}{'shape':<44}{'µs':>10}{'GB/s':>8}{'%copy':>7}{'spread':>8}  note"

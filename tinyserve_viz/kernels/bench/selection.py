@@ -44,6 +44,8 @@ def sparse(bench: Bench) -> Iterator[Work]:
         return
     for model, batch, length in sparse_shapes(bench.grid):
         label = f"{model.name} B={batch} L={length}"
+        if not bench.fits(f"sparse-decode {label}", batch * length // BLOCK_SIZE, model):
+            continue
         chain = _Chain(bench, model, batch, length)
         pages = f"{label} pages={length // BLOCK_SIZE}"
         if bench.wants("block_scoring"):
@@ -79,11 +81,11 @@ class _Chain:
     def __init__(self, bench: Bench, model: Model, batch: int, length: int) -> None:
         self.bench, self.model = bench, model
         heads, kv_heads, dim = model.num_heads, model.num_kv_heads, model.head_dim
-        num_blocks = bench.elements // (BLOCK_SIZE * kv_heads * dim)
+        num_blocks = bench.num_blocks(model)
         self.blocks = length // BLOCK_SIZE
         self.box_bytes = batch * (self.blocks * kv_heads * (4 * dim + 4) + 2 * heads * dim)
         rng = bench.rng(batch, length, 1)
-        sets = sets_for(bench.device, self.box_bytes, max(1, num_blocks // (batch * self.blocks)))
+        sets = sets_for(bench.device, self.box_bytes, num_blocks // (batch * self.blocks))
         pool = (num_blocks, BLOCK_SIZE, kv_heads, dim)
         self.keys, self.values = bench.noise("keys"), bench.noise("values")
         self.boxes = bench.noise("boxes")
@@ -281,7 +283,10 @@ def analysis(bench: Bench) -> Iterator[Work]:
             same(name, bench.device.read(calls[0].arrays[name])[sample], made[name])
 
     for rows in analysis_rows(bench.grid):
-        sets = sets_for(bench.device, 2 * rows * heads * dim)
+        if rows * heads * dim > keys.count:
+            bench.left_out.append(f"query-analysis tokens={rows}: the queries do not fit in the memory")
+            continue
+        sets = sets_for(bench.device, 2 * rows * heads * dim, keys.count // (rows * heads * dim))
         views = [keys.view((rows, heads, dim), at=i * rows * heads * dim) for i in range(sets)]
         calls = [[bench.call("query_analysis", {"query": view}, mode="energy")] for view in views]
         yield Work(
@@ -295,12 +300,14 @@ def mass(bench: Bench) -> Iterator[Work]:
     if not bench.wants("block_mass"):
         return
     model, (batch, length) = LLAMA3_8B, MASS
-    num_blocks = bench.elements // (BLOCK_SIZE * model.num_kv_heads * model.head_dim)
+    num_blocks, per_set = bench.num_blocks(model), batch * -(-length // BLOCK_SIZE)
+    if not bench.fits(f"block-mass B={batch} L={length}", per_set, model):
+        return
     num_bytes = attention_bytes(model, [length] * batch) // 2
     rng, keys = bench.rng(batch, length, 2), bench.noise("keys")
     pool = keys.view((num_blocks, BLOCK_SIZE, model.num_kv_heads, model.head_dim))
     calls = []
-    for table in tables(rng, [length] * batch, num_blocks, sets_for(bench.device, num_bytes)):
+    for table in tables(rng, [length] * batch, num_blocks, sets_for(bench.device, num_bytes, num_blocks // per_set)):
         query = rng.standard_normal((batch, model.num_heads, model.head_dim)).astype(np.float16)
         lens = np.full(batch, length, np.int32)
         arrays: dict[str, Any] = {"query": query, "key_cache": pool, "block_table": table, "seq_lens": lens}

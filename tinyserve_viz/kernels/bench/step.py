@@ -41,7 +41,9 @@ def step(bench: Bench) -> Iterator[Work]:
     if bench.wanted and not set(IN_A_STEP) <= bench.wanted:
         return
     model, batch, length = LLAMA3_8B, BATCH, LENGTH
-    num_blocks = bench.elements // (BLOCK_SIZE * model.num_kv_heads * model.head_dim)
+    num_blocks = bench.num_blocks(model)
+    if not bench.fits(f"step B={batch} L={length}", batch * length // BLOCK_SIZE, model):
+        return
     rng = bench.rng(batch, length, 10)
     table = tables(rng, [length] * batch, num_blocks, 1)[0]
     pool = (num_blocks, BLOCK_SIZE, model.num_kv_heads, model.head_dim)

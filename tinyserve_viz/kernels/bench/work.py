@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tinyserve_viz.core.errors import KernelError
 from tinyserve_viz.kernels.backend import kernel_named
 from tinyserve_viz.kernels.bench.device import Device, DeviceArray, DeviceCall, Noise, prepare, status_of
+from tinyserve_viz.kernels.bench.grid import BLOCK_SIZE, Model
 from tinyserve_viz.kernels.bench.row import Row
 from tinyserve_viz.kernels.bench.timing import Launch, l2_state, time_calls
 from tinyserve_viz.kernels.numpy_backend import NumpyBackend
@@ -99,6 +100,16 @@ class Bench:
             count = self.elements if name != "boxes" else self.elements // 8
             self._noise[name] = Noise(self.device, count, self.seed + len(name))
         return self._noise[name]
+
+    def num_blocks(self, model: Model) -> int:
+        """Blocks of a model's pool in the memory for inputs."""
+        return self.elements // (BLOCK_SIZE * model.num_kv_heads * model.head_dim)
+
+    def fits(self, row: str, blocks: int, model: Model) -> bool:
+        """Whether a row's blocks are there; it is left out, and named, where they are not."""
+        if blocks > (there := self.num_blocks(model)):
+            self.left_out.append(f"{row}: takes {blocks} blocks, {there} fit in the memory")
+        return blocks <= there
 
     def rng(self, *key: int) -> np.random.Generator:
         """Random numbers that depend on the seed and the key alone."""
@@ -200,11 +211,15 @@ def measure_all(families: Sequence[Family], bench: Bench, copy_gbs: float, budge
         if time.monotonic() - started > budget_s:
             bench.left_out.append(f"{family.__name__}: time budget of {budget_s:g} s reached")
             continue
-        for work in family(bench):
-            if time.monotonic() - started > budget_s:
-                bench.left_out.append(f"{family.__name__} from {work.shape} on: time budget of {budget_s:g} s reached")
-                break
-            yield measure(bench.device, work, copy_gbs)
+        try:
+            for work in family(bench):
+                if time.monotonic() - started > budget_s:
+                    late = f"{family.__name__} from {work.shape} on: time budget of {budget_s:g} s reached"
+                    bench.left_out.append(late)
+                    break
+                yield measure(bench.device, work, copy_gbs)
+        except bench.device.driver.MemoryError as error:
+            bench.left_out.append(f"the rest of {family.__name__}: out of GPU memory ({error})")
 
 
 def as_reference(device: Device, call: Call, arrays: Mapping[str, NDArray[Any]], scalars: Mapping[str, Any]) -> None:
