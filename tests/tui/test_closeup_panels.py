@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tinyserve_viz.analysis import framing
 from tinyserve_viz.analysis.framing import Wanted
 from tinyserve_viz.analysis.history import History
 from tinyserve_viz.cli.inspector import ContentInspector
 from tinyserve_viz.cli.main import main
 from tinyserve_viz.cli.replay import PANEL_NAMES
 from tinyserve_viz.core.apply import apply
-from tinyserve_viz.core.events import BlocksSelected, CompactionPlanned, LevelsAdapted
+from tinyserve_viz.core.events import BlocksSelected, CompactionPlanned, KernelsTimed, LevelsAdapted
 from tinyserve_viz.core.resources import data_folder
 from tinyserve_viz.recording.timeline import Timeline
 from tinyserve_viz.tui.app import PANELS
 from tinyserve_viz.tui.balance import BalancePanel
+from tinyserve_viz.tui.kernels import Kernels
 from tinyserve_viz.tui.panel import Panel, View
 from tinyserve_viz.tui.player import Player
 from tinyserve_viz.tui.selection import SelectionPanel
@@ -114,8 +117,8 @@ def test_without_kernels_the_panels_say_why_they_are_empty(tmp_path: Path) -> No
     assert main(["replay", quickstart, "--kernels", "none", "--headless", "--record", str(path)]) == 0
     with Timeline(path) as timeline:
         view = view_at(timeline, 79)
-        assert "ran no kernels" in SelectionPanel().plain(view, 80, 8)[0]
-        assert "ran no kernels" in BalancePanel().plain(view, 80, 8)[0]
+        assert "no kernels ran" in SelectionPanel().plain(view, 80, 8)[0]
+        assert "no kernels ran" in BalancePanel().plain(view, 80, 8)[0]
 
 
 @pytest.mark.parametrize("kind", CLOSEUPS)
@@ -171,3 +174,24 @@ def test_levels_over_time_are_those_of_the_states(timeline: Timeline) -> None:
             expected.append((state.step, tuple(int((state.level[held] == level).sum()) for level in range(5))))
     assert history.levels == expected
     assert len(expected) == 2
+
+
+def test_a_device_shows_its_rates_and_their_share_of_a_copy_and_the_reference_none(timeline: Timeline) -> None:
+    frame = view_at(timeline, 79).frame
+    assert all(row.gb_per_s is None for row in frame.kernels)
+    assert "GB/s" not in Kernels().plain(View(frame, History()), 90, 6)[0]
+    origin = {"device": "NVIDIA H100", "copy_bandwidth": {"gb_per_s": 2000.0, "of": "a copy"}}
+    header = replace(timeline.header, origin={**timeline.header.origin, **origin})
+    timed = KernelsTimed(
+        "block_scoring block_mass", np.array([1, 2], dtype=np.int32), np.array([50.0, 10.0]),
+        np.array([40_000_000, 1000]), "measured", 120.0,
+    )  # fmt: skip
+    kernels, title, host_us, step = framing._kernels([(79, timed)], header)
+    assert (title, host_us, step) == ("measured on NVIDIA H100", 120.0, 79)
+    shown = replace(frame, header=header, kernels=kernels, kernel_title=title, host_us=host_us)
+    rows = [" ".join(row.split()) for row in Kernels().plain(View(shown, History()), 90, 4)]
+    assert rows == [
+        "kernel calls total share MiB GB/s of copy",
+        "block_scoring 1 50.0 µs 83 % 38.15 800 40 %",
+        "block_mass 2 ~10.0 µs 17 % 0.00 ~0 0 %",
+    ]

@@ -105,7 +105,8 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class KernelRow:
-    """One kernel in one step; `coarse` times are too short for the events around them."""
+    """One kernel in one step; `coarse` times are too short for the events around them. `gb_per_s` and its share
+    `of_copy` of a copy's bandwidth are known where a device was measured."""
 
     name: str
     calls: int
@@ -113,6 +114,8 @@ class KernelRow:
     share: float
     num_bytes: int
     coarse: bool = False
+    gb_per_s: float | None = None
+    of_copy: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +176,9 @@ class Frame:
     `last_use` the step of its last allocation, hit or release. `looked_at` is one block (−1: none) whose every place
     in a block table is in `held_as`, as (sequence, logical block), the chosen sequence first.
     `touched` are the blocks that the last event names. `step` is that of the last event; `kernel_step` the step whose
-    kernels are listed (the last one that was timed). Per block too: `level` protection, `freq` accesses by selections,
-    `weight` against moving it in a compaction, in whole units.
-    `work`, `levels`, `compaction` and the scores of `selection` are there where they were asked for.
+    kernels are listed (the last one that was timed), `host_us` the rest of its wall time. Per block too: `level`
+    protection, `freq` accesses by selections, `weight` against moving it in a compaction, in whole units. `work`,
+    `levels`, `compaction` and the scores of `selection` are there where they were asked for.
     """
 
     header: Header
@@ -202,6 +205,7 @@ class Frame:
     memory: Memory
     kernels: tuple[KernelRow, ...]
     kernel_title: str
+    host_us: float
     kernel_step: int
     selection: Selection | None
     said: tuple[Said, ...]

@@ -68,7 +68,7 @@ def build_frame(
     if selected is not None:
         scorer = inspector if wanted.scores else None
         selection = selection_of(*selected, state, seq, header.model.num_layers, scorer)
-    kernels, kernel_title, kernel_step = _kernels(recent)
+    kernels, kernel_title, host_us, kernel_step = _kernels(recent, header)
     return Frame(
         header=header,
         position=position,
@@ -94,6 +94,7 @@ def build_frame(
         memory=_memory(state),
         kernels=kernels,
         kernel_title=kernel_title,
+        host_us=host_us,
         kernel_step=kernel_step,
         selection=selection,
         said=tuple(said),
@@ -231,18 +232,25 @@ def _memory(state: CacheState) -> Memory:
     )
 
 
-def _kernels(recent: Sequence[tuple[int, ev.Event]]) -> tuple[tuple[KernelRow, ...], str, int]:
+def _kernels(
+    recent: Sequence[tuple[int, ev.Event]], header: Header
+) -> tuple[tuple[KernelRow, ...], str, float, int]:
+    copy = (header.origin.get("copy_bandwidth") or {}).get("gb_per_s")
     for step, event in reversed(recent):
         if isinstance(event, ev.KernelsTimed):
             total = float(event.total_us.sum()) or 1.0
             columns = (event.names.split(), event.calls.tolist(), event.total_us.tolist(), event.bytes.tolist())
-            limit = ev.COARSE_US if event.provenance == "measured" else 0.0
-            rows = [
-                KernelRow(n, c, us, us / total, b, us / c < limit) for n, c, us, b in zip(*columns, strict=True)
-            ]
+            measured = event.provenance == "measured"
+            limit = ev.COARSE_US if measured else 0.0
+            rows = []
+            for name, calls, us, num_bytes in zip(*columns, strict=True):
+                rate = num_bytes / us / 1e3 if measured and us else None
+                of_copy = rate / copy if rate is not None and copy else None
+                rows.append(KernelRow(name, calls, us, us / total, num_bytes, us / calls < limit, rate, of_copy))
             rows.sort(key=lambda row: -row.total_us)
-            return tuple(rows), provenance_title(event.provenance), step
-    return (), "", -1
+            title = f"measured on {header.origin.get('device', 'a device')}" if measured else ""
+            return tuple(rows), title or provenance_title(event.provenance), event.host_us, step
+    return (), "", 0.0, -1
 
 
 def touched_blocks(event: ev.Event) -> NDArray[np.int32]:

@@ -52,6 +52,7 @@ def build_stream_frame(
         memory=Memory(0, state.num_cached_free, free, None, None, None, 0, 0, int(state.fill[cached].sum())),
         kernels=(),
         kernel_title="",
+        host_us=0.0,
         kernel_step=-1,
         selection=None,
         said=tuple(said),

@@ -29,7 +29,7 @@ class BalancePanel(Panel):
         work = view.frame.work
         if work is None:
             ran = view.frame.header.origin.get("kernels_run", "none") != "none"
-            why = "no sequence has decoded yet" if ran else "this replay ran no kernels: there was no work to share"
+            why = "no sequence decoded in the last step" if ran else "no kernels ran here: there was no work to share"
             return [look.line((text, look.DIM)) for text in look.wrap(why, width)]
         styles = [look.owner_style(seq) for seq in work.seqs.tolist()]
         letters = "".join(look.owner_letter(seq) for seq in work.seqs.tolist())
@@ -64,8 +64,8 @@ def _pair(what: str, shares: Shares, styles: list[look.Style], letters: str, wid
         found.append(left)
     each = max(1, min(2, before_width // max(1, len(letters))))
     names = "".join(f"{letter:<{each}}" for letter in letters)
-    names = f"{names} " if len(names) + 15 <= before_width else f"{len(letters)} sequences, "
-    foot = look.line((look.clip(f"{names}a worker each", before_width), look.DIM))
+    names = f"{names} a worker each" if len(names) + 15 <= before_width else f"{len(letters)}, a worker each"
+    foot = look.line((look.clip(names, before_width), look.DIM))
     foot.append(" " * (before_width + _GAP - foot.cell_len))
     foot.append(look.clip(f"{number} workers, even shares of all blocks", after_width), look.DIM)
     found.append(foot)

@@ -56,17 +56,20 @@ class Kernels(Panel):
             return table
         table = self._table(view, width, height - (height > 4))
         if height > 4 and times:
-            recent = times[-(width - 30) :]
-            table.append(
-                look.line((f"all kernels, last {len(recent)} steps ", look.DIM), (look.sparkline(recent), look.WARN))
-            )
+            spent = f"all kernels {duration(sum(row.total_us for row in frame.kernels))}"
+            spent += f", host {duration(frame.host_us)}" if frame.host_us else ""
+            recent = times[-max(1, width - len(spent) - 17) :]
+            words = f"{spent}; last {len(recent)} steps "
+            table.append(look.line((words, look.DIM), (look.sparkline(recent), look.WARN)))
         return table
 
     def _table(self, view: View, width: int, height: int) -> list[Text]:
         rows = view.frame.kernels
-        bars = 8 if width >= 72 else 0
-        name_width = max(16, min(32, width - 34 - bars))
-        found = [look.line((f"{'kernel':<{name_width}} {'calls':>5} {'total':>8} {'share':>6} {'MiB':>6}", look.DIM))]
+        measured = any(row.gb_per_s is not None for row in rows)
+        bars = 8 if width >= 72 and not measured else 0
+        name_width = max(16, min(32, width - 34 - (bars or 16 * measured)))
+        head = f"{'kernel':<{name_width}} {'calls':>5} {'total':>8} {'share':>6} {'MiB':>6}"
+        found = [look.line((f"{head} {'GB/s':>7} {'of copy':>7}" if measured else head, look.DIM))]
         room = height - 1
         shown = rows if len(rows) <= room else rows[: max(0, room - 1)]
         for row in shown:
@@ -75,6 +78,10 @@ class Kernels(Panel):
                 f"{'~' * row.coarse + duration(row.total_us):>8} ",
                 f"{100 * row.share:>4.0f} % {row.num_bytes / 2**20:>6.2f}",
             )
+            if measured:
+                rate = "–" if row.gb_per_s is None else f"{'~' * row.coarse}{row.gb_per_s:,.0f}"
+                share = "–" if row.of_copy is None else f"{100 * row.of_copy:.0f} %"
+                text.append(f" {rate:>7} {share:>7}", look.DIM if row.coarse else look.PLAIN)
             if bars:
                 text.append(" ")
                 text.append(look.bar(row.share, bars), look.WARN)

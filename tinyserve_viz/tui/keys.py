@@ -77,6 +77,7 @@ READING = (
     "that so many sequences share. ░ holds no reference but stays in the prefix index; · is free.",
     "Underlined: what the last event touched. The mouse chooses blocks, sequences and places in time.",
     "Timeline: P preempt  X reject  K compact  F fork  C copy-on-write  E evict  ● where you are.",
+    "Kernels: GB/s and its share of a copy where a GPU was measured; ~ is too short for the clock.",
     "Event 383/686: 383 of 686 events have happened, the 383rd is the one explained under why.",
 )
 

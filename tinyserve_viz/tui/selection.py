@@ -40,7 +40,7 @@ class SelectionPanel(Panel):
         self._rows, self._strip_at = (), (0, 0, 1)
         if chosen is None:
             ran = view.frame.header.origin.get("kernels_run", "none") != "none"
-            why = "no sequence has decoded yet" if ran else "this replay ran no kernels: nothing was selected"
+            why = "no sequence decoded in the last step" if ran else "no kernels ran here: nothing was selected"
             return [look.line((text, look.DIM)) for text in look.wrap(why, width)]
         # What there is room for, by its weight: one row, the strips, what was kept, the rates, the bytes, more rows.
         strips, caption = _strips(view, chosen, width, by_head=False)

@@ -149,7 +149,8 @@ class FooterLine(Panel):
     BORDERED = False
 
     def lines(self, view: View, width: int, height: int) -> list[Text]:  # noqa: ARG002 - one line
-        content = look.clip(view.frame.header.content.describe(), 24)
+        told = "none told" if view.frame.stream is not None else view.frame.header.content.describe()
+        content = look.clip(told, 24)
         content = f" content {content} " if width >= _ROOM_FOR_WORD else f" {content} "
         width -= len(content)
         text = look.line()

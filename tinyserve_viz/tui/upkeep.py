@@ -82,7 +82,9 @@ def _levels(view: View, width: int, height: int) -> list[Text]:
 def _compaction(view: View, width: int, height: int) -> list[Text]:
     found = view.frame.compaction
     if found is None:
-        return _wrapped("this allocator reserves ranges: there are no blocks to move", width)
+        told = view.frame.stream is None
+        why = "this allocator reserves ranges: there are no blocks to move" if told else "block ids are not told"
+        return _wrapped(why, width)
     preview, plan = found.plan, found.plan.plan
     verb = "moved" if found.done else "would move"
     moves = ", ".join(f"{src} → {dst}" for src, dst in zip(plan.src[:3].tolist(), plan.dst[:3].tolist(), strict=True))
