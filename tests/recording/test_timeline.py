@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from tinyserve_viz.core import events as ev
 from tinyserve_viz.core.apply import apply
 from tinyserve_viz.core.resources import data_folder
 from tinyserve_viz.engine.replay import Engine
-from tinyserve_viz.recording.codec import decode_event, encode_event
+from tinyserve_viz.recording import snapshot
+from tinyserve_viz.recording.codec import decode_event, encode_event, encode_value
 from tinyserve_viz.recording.header import Header
 from tinyserve_viz.recording.recorder import Recorder
 from tinyserve_viz.recording.snapshot import SnapshotWriter, restore
@@ -125,3 +127,14 @@ def test_a_delta_snapshot_restores_what_changed_since_the_full_one() -> None:
     for whole, delta, state in taken:
         assert restore(header.empty_state(), whole, delta).equals(state)
         assert delta is None or len(delta) < len(whole) * 2
+
+
+@given(st.lists(st.integers(-(1 << 40), 1 << 40), max_size=40), st.sampled_from(["int8", "uint8", "<i4", "<i8", "<f4"]))
+def test_arrays_in_byte_planes_come_back_and_those_of_older_snapshots_are_read(values: list[int], dtype: str) -> None:
+    array = np.array(values, dtype=np.int64).astype(dtype)
+    plain = zlib.compress(encode_value({"a": [array], "b": []}))  # as older versions wrote them
+    for payload in (snapshot._pack({"a": [array], "b": []}), plain):
+        parts = snapshot._unpack(payload)
+        assert parts["b"] == []
+        assert parts["a"][0].dtype == array.dtype
+        assert parts["a"][0].tolist() == array.tolist()

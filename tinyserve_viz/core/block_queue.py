@@ -32,7 +32,7 @@ class BlockQueue:
         self.tail = 0
         self.size = 0
 
-    def push_back(self, blocks: I32) -> None:
+    def push_back(self, blocks: I32 | I64) -> None:
         """Append `blocks`, in this order, behind all others; none of them may be in the queue."""
         count = len(blocks)
         if self.tail + count - self.head > len(self.ring):
@@ -41,7 +41,7 @@ class BlockQueue:
         self.tail += count
         self.size += count
 
-    def push_front(self, blocks: I32) -> None:
+    def push_front(self, blocks: I32 | I64) -> None:
         """Put `blocks` before all others so that `blocks[0]` is the new front."""
         count = len(blocks)
         if self.tail + count - self.head > len(self.ring):
@@ -50,7 +50,7 @@ class BlockQueue:
         self._place(self.head, blocks)
         self.size += count
 
-    def remove(self, blocks: I32) -> None:
+    def remove(self, blocks: I32 | I64) -> None:
         """Take `blocks`, all of which are in the queue, out of it."""
         count = len(blocks)
         if count <= _SCALAR_BATCH:
@@ -116,7 +116,7 @@ class BlockQueue:
             queue.ring[places % len(queue.ring)] = alive
         return queue
 
-    def _place(self, start: int, blocks: I32) -> None:
+    def _place(self, start: int, blocks: I32 | I64) -> None:
         if len(blocks) <= _SCALAR_BATCH:
             for place, block in enumerate(blocks.tolist(), start):
                 self.ring[place % len(self.ring)] = block

@@ -14,7 +14,9 @@ I6 (boxes contain their keys) and I8 (moving blocks changes no sequence) need K/
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -154,55 +156,88 @@ class StepChecker:
         self._references = np.zeros(state.num_blocks, dtype=np.int32)
         self._references[: state.null_blocks] = 1
         self._named: list[ev.I32] = []
+        self._few: list[int] = []  # blocks that events named one by one
         self._seqs: ev.I32 = ev.EMPTY
         self.num_checked = 0
         self.violations: list[Violation] = []
+        self._handlers: dict[type[ev.Event], Callable[[int, Any], None]] = {
+            ev.TokensWritten: self._written,
+            ev.StepEnded: self._check_step,
+            ev.BlocksAllocated: self._allocated,
+            ev.BlocksFreed: self._freed,
+            ev.SequenceAdmitted: self._admitted,
+            ev.BlocksCopied: self._copied,
+            ev.SequencesForked: self._forked,
+            ev.BlocksEvicted: self._indexed,
+            ev.BlocksCached: self._indexed,
+            ev.CompactionPlanned: self._moved,
+        }
 
     def add(self, step: int, event: ev.Event) -> None:
         """Take the next event, which was just applied."""
-        kind = type(event)
-        if kind is ev.TokensWritten:
-            written = self._state.last_written
-            shared = self._state.ref[written] > 1
-            if np.count_nonzero(shared):
-                hashed = self._state.hash[written[shared]] >= 0
-                if not (self._cached_when_scheduled and hashed.all()):
-                    self._report(step, "I5", "a shared block was written")
-            return
-        if kind is ev.StepEnded:
-            self._check_step(step)
-        elif isinstance(event, ev.BlocksAllocated):
-            self._references[event.blocks] += 1
-            self._named.append(event.blocks)
-            self._seqs = event.seqs
-        elif isinstance(event, ev.BlocksFreed):
-            np.subtract.at(self._references, event.blocks, 1)
-            self._named.append(event.blocks)
-        elif isinstance(event, ev.SequenceAdmitted):
+        handler = self._handlers.get(type(event))
+        if handler is not None:
+            handler(step, event)
+
+    def _written(self, step: int, _event: ev.TokensWritten) -> None:
+        written = self._state.last_written
+        shared = self._state.ref[written] > 1
+        if np.count_nonzero(shared):
+            hashed = self._state.hash[written[shared]] >= 0
+            if not (self._cached_when_scheduled and hashed.all()):
+                self._report(step, "I5", "a shared block was written")
+
+    def _allocated(self, _step: int, event: ev.BlocksAllocated) -> None:
+        blocks, references = event.blocks, self._references
+        if len(blocks) <= _FEW:
+            few = blocks.tolist()
+            for block in few:
+                references[block] += 1
+            self._few += few
+        else:
+            references[blocks] += 1
+            self._named.append(blocks)
+        self._seqs = event.seqs
+
+    def _freed(self, _step: int, event: ev.BlocksFreed) -> None:
+        np.subtract.at(self._references, event.blocks, 1)
+        self._named.append(event.blocks)
+
+    def _admitted(self, _step: int, event: ev.SequenceAdmitted) -> None:
+        if len(event.hits):
             self._references[event.hits] += 1
             self._named.append(event.hits)
-        elif isinstance(event, ev.BlocksCopied):
-            self._references[event.dst] += 1
-            np.subtract.at(self._references, event.src, 1)
-            self._named += [event.dst, event.src]
-        elif isinstance(event, ev.SequencesForked):
-            for child in event.children.tolist():
-                self._references[self._state.table(child)] += 1
-                self._named.append(self._state.table(child).copy())
-        elif isinstance(event, ev.BlocksEvicted | ev.BlocksCached):
-            self._named.append(event.blocks)
-        elif isinstance(event, ev.CompactionPlanned):
-            self._references[event.dst] = self._references[event.src]
-            self._references[event.src] = 0
-            self._named += [event.dst, event.src]
 
-    def _check_step(self, step: int) -> None:
+    def _copied(self, _step: int, event: ev.BlocksCopied) -> None:
+        self._references[event.dst] += 1
+        np.subtract.at(self._references, event.src, 1)
+        self._named += [event.dst, event.src]
+
+    def _forked(self, _step: int, event: ev.SequencesForked) -> None:
+        for child in event.children.tolist():
+            self._references[self._state.table(child)] += 1
+            self._named.append(self._state.table(child).copy())
+
+    def _indexed(self, _step: int, event: ev.BlocksEvicted | ev.BlocksCached) -> None:
+        if len(event.blocks) <= _FEW:
+            self._few += event.blocks.tolist()
+        else:
+            self._named.append(event.blocks)
+
+    def _moved(self, _step: int, event: ev.CompactionPlanned) -> None:
+        self._references[event.dst] = self._references[event.src]
+        self._references[event.src] = 0
+        self._named += [event.dst, event.src]
+
+    def _check_step(self, step: int, _event: ev.StepEnded) -> None:
         state = self._state
         self.num_checked += len(PER_STEP)
-        if self._named:
-            named = np.concatenate(self._named) if len(self._named) > 1 else self._named[0]
-            self._named = []
-            self._check_named(step, named)
+        if self._named or self._few:
+            if self._named or len(self._few) > _FEW or not self._check_few(self._few):
+                few = np.array(self._few, dtype=np.intp)
+                self._check_named(step, np.concatenate([few, *self._named]))
+            self._named, self._few = [], []
+            self._check_orders(step)
         if state.step % self._full_every == 0:
             self.check_now()
 
@@ -224,23 +259,19 @@ class StepChecker:
                 return False
         return True
 
-    def _check_named(self, step: int, named: ev.I32) -> None:
+    def _check_named(self, step: int, named: ev.I64) -> None:
         state = self._state
-        if len(named) <= _FEW and self._check_few(named.tolist()):
-            self._check_orders(step)
-            return
         ref = state.ref[named]
-        if not np.array_equal(ref, self._references[named]):
+        if np.count_nonzero(ref != self._references[named]):
             self._report(step, "I2", "a block has other references than the events gave it")
         in_free, in_cached = state.free.pos[named] != NOWHERE, state.cached.pos[named] != NOWHERE
         placed = in_free if state.single_queue else in_free ^ in_cached
-        if not ((ref > 0) ^ placed).all():
+        if np.count_nonzero((ref > 0) == placed):
             self._report(step, "I3", "a block is both referenced and free, or neither")
         content = state.hash[named]
         content = content[content >= 0]
         if len(content) and not np.array_equal(state.hash[state.block_of_hash[content]], content):
             self._report(step, "I7", "the index does not lead back to a block's content")
-        self._check_orders(step)
 
     def _check_orders(self, step: int) -> None:
         state = self._state

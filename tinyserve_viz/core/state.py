@@ -171,7 +171,7 @@ class CacheState:
         for name in ("ctx", "prefill_target", "num_held", "held_at_preempt", "num_preemptions", "hit_tokens"):
             setattr(self, name, np.zeros(s, dtype=np.int32))
         self.slot: I32 = np.full(s, -1, dtype=np.int32)
-        self.tail_block: I32 = np.zeros(s, dtype=np.int32)
+        self.tail_block: I64 = np.zeros(s, dtype=np.int64)  # an index every step, and NumPy converts int32 each time
         for name in ("first_token_us", "finished_us", "reserved_start"):
             setattr(self, name, np.full(s, -1, dtype=np.int64))
         self.reserved_len: I64 = np.zeros(s, dtype=np.int64)
@@ -190,7 +190,7 @@ class CacheState:
         self.resident_tokens = self.step = self.time_us = self.has_forks = 0
         self.hot_size = self.hot_requests = self.hot_misses = 0
         self.compacted_at = -1
-        self.last_written: I32 = np.zeros(0, dtype=np.int32)
+        self.last_written: I64 = np.zeros(0, dtype=np.int64)
 
     ctx: I32
     prefill_target: I32

@@ -178,7 +178,7 @@ class KernelPipeline:
             {"tokens": num_tokens, "blocks": num_work, "queries": num_decoding},
         )
         if self._verifying:
-            self._check_boxes(state.last_written)
+            self._check_boxes(state.last_written.astype(np.int32))
 
     def _content_inputs(self, seqs: ev.I32, starts: ev.I32, ends: ev.I32, slots: ev.I32) -> dict[str, NDArray[Any]]:
         """What K and V of the tokens [starts, ends) are made from, or captured ones themselves, [tokens] …, by layer.
