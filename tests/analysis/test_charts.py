@@ -202,5 +202,22 @@ def test_a_speed_up_is_over_the_named_baseline_with_the_ceiling_of_its_bytes(tmp
     ]
     panel = BENCH_CHARTS[1].draw(bench(tmp_path / "b.json", rows=rows)).panels[0]
     assert panel.title == "a, over peer"
-    assert panel.y.categories == ("ours, s – 2.50×",)
+    assert panel.y.categories == ("ours, s – 2.5×",)
     assert [s.x.tolist() for s in panel.series] == [[2.5], [3.0]]
+
+
+def test_operations_of_few_sizes_share_a_panel_of_the_roofline(tmp_path: Path) -> None:
+    rows = [{"op": op, "impl": "k", "shape": f"s{n}", "us": 1.0, "gbs": n + 1.0, "bytes": 2**20 * (n + 1)}
+            for op, sizes in (("decode", 4), ("write", 2), ("copy", 1)) for n in range(sizes)]  # fmt: skip
+    panels = BENCH_CHARTS[0].draw(bench(tmp_path / "b.json", rows=rows)).panels
+    assert [panel.title for panel in panels] == ["decode", "other operations"]
+    assert [s.name for s in panels[0].series] == ["k", "copy 10 GB/s"]
+    assert [s.name for s in panels[1].series] == ["write", "copy", "copy 10 GB/s"]
+    assert panels[1].series[0].x.tolist() == [1.0, 2.0]
+
+
+def test_where_no_row_names_a_baseline_the_first_of_a_shape_is_it(tmp_path: Path) -> None:
+    rows = [{"op": "a", "impl": impl, "shape": shape, "us": us}
+            for impl, shape, us in (("peer", "s", 4.0), ("ours", "s", 1.0), ("ours", "t", 3.0))]  # fmt: skip
+    panel = BENCH_CHARTS[1].draw(bench(tmp_path / "b.json", rows=rows)).panels[0]
+    assert (panel.title, panel.y.categories) == ("a, over peer", ("ours, s – 4×",))

@@ -83,7 +83,7 @@ def _draw(chart: Chart, size: tuple[float, float]) -> Figure:
 
     width, height = size
     figure = Figure(figsize=size, layout="constrained")
-    per_line = max(30, int(width * 72 / (_CAPTION_POINTS * 0.535)) - 4)
+    per_line = max(30, int(width * 72 / (_CAPTION_POINTS * 0.56)) - 4)
     lines = textwrap.wrap(" · ".join(chart.caption), per_line, break_on_hyphens=False)
     line_height = _CAPTION_POINTS * 1.35 / 72
     bottom = min(0.6, (0.1 + line_height * len(lines)) / height)
@@ -170,7 +170,7 @@ def _limits(axes: Axes, panel: Panel) -> None:
 def _legend(axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        wrapped = [textwrap.fill(label, _LEGEND_CHARS) for label in labels]
+        wrapped = [textwrap.fill(label, _LEGEND_CHARS, break_long_words=False) for label in labels]
         beside = (1.005, 1.03)
         axes.legend(handles, wrapped, loc="upper left", bbox_to_anchor=beside, handlelength=2.4, labelspacing=0.6)
 

@@ -12,42 +12,44 @@ KIND = "speed-up"
 SUMMARY = "speed-up over each operation's baseline, with the ceiling that the bytes allow (bench files)"
 
 
-def _baseline(rows: list[BenchRow]) -> BenchRow:
-    named = next((row.baseline for row in rows if row.baseline), rows[0].impl)
-    return next((row for row in rows if row.impl == named), rows[0])
+def _pairs(rows: list[BenchRow], named: bool) -> list[tuple[BenchRow, BenchRow]]:
+    """(row, its baseline of the same operation and shape): the named one, or where none are named the first."""
+    found = []
+    for row in rows:
+        same = [other for other in rows if other.shape == row.shape and other is not row]
+        wanted = row.baseline if named else next(iter(other.impl for other in rows if other.shape == row.shape))
+        found += [(row, other) for other in same if other.impl == wanted][:1]
+    return found
 
 
 def draw(source: BenchSource) -> Chart:
-    """The chart of a bench file: a panel for each operation that has two implementations of one shape.
+    """The chart of a bench file: a panel for each operation with rows that have a baseline.
 
-    A row's `baseline` names the implementation to compare with; without one it is the first in the file.
+    A row's `baseline` names the implementation to compare with; in a file that names none it is the first of its shape.
 
     Raises:
         TinyserveError: there is no such operation.
     """
     panels = []
+    named = any(row.baseline for row in source.rows)
     for op in dict.fromkeys(row.op for row in source.rows):
-        names, speed, ceilings = [], [], []
-        base = ""
-        for shape in dict.fromkeys(row.shape for row in source.rows if row.op == op):
-            rows = [row for row in source.rows if row.op == op and row.shape == shape]
-            first = _baseline(rows)
-            base = first.impl
-            for row in rows:
-                if row is not first and row.us and first.us:
-                    names.append(f"{row.impl}, {shape} – {first.us / row.us:.2f}×")
-                    speed.append(first.us / row.us)
-                    ceilings.append(first.bytes / row.bytes if first.bytes and row.bytes else np.nan)
-        if not speed:
+        pairs = _pairs([row for row in source.rows if row.op == op and row.us], named)
+        if not pairs:
             continue
-        places = np.arange(len(speed))
-        known = ~np.isnan(np.array(ceilings))
+        speed = np.array([(base.us or 0.0) / (row.us or 1.0) for row, base in pairs])
+        ceilings = np.array([base.bytes / row.bytes if base.bytes and row.bytes else np.nan for row, base in pairs])
+        places, known = np.arange(len(pairs)), ~np.isnan(ceilings)
         found = [series("measured speed-up", "bars", speed, places, 5)]
         if known.any():
-            found.append(series("byte ceiling", "points", np.array(ceilings)[known], places[known], 6))
-        panels.append(
-            Panel(f"{op}, over {base}", Axis("speed-up", "×"), Axis("", categories=tuple(names)), tuple(found))
+            found.append(series("byte ceiling", "points", ceilings[known], places[known], 6))
+        bases = list(dict.fromkeys(base.impl for _, base in pairs))
+        over = "" if len(bases) == 1 else " over {}"
+        names = tuple(
+            f"{row.impl}{over.format(base.impl)}, {row.shape} – {ratio:.3g}×"
+            for (row, base), ratio in zip(pairs, speed.tolist(), strict=True)
         )
+        title = f"{op}, over {bases[0]}" if len(bases) == 1 else f"{op}, over its baselines"
+        panels.append(Panel(title, Axis("speed-up", "×"), Axis("", categories=names), tuple(found)))
     if not panels:
         raise TinyserveError(f"{source.name}: no operation has two implementations of one shape to compare")
     ceiling = "byte ceiling: useful bytes of the baseline over those of the row; a bar beyond it needs an explanation"
