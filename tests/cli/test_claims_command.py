@@ -16,6 +16,7 @@ from tinyserve_viz.cli.claims.counting import Ask, imbalance
 from tinyserve_viz.cli.claims.table import CLAIMS
 from tinyserve_viz.cli.claims.timed import Timed
 from tinyserve_viz.cli.main import main
+from tinyserve_viz.core.errors import GpuUnavailable
 from tinyserve_viz.core.resources import data_folder
 from tinyserve_viz.trace import read_trace
 
@@ -25,7 +26,7 @@ QUICKSTART = data_folder("traces") / "quickstart.json"
 
 def ask(*names: str, requests: int = 1000) -> Ask:
     traces = tuple(read_trace(data_folder("traces") / f"{name}.json") for name in names)
-    return Ask(traces, requests, 2, Timed(None), quiet=True)
+    return Ask(traces, requests, 2, Timed(), quiet=True)
 
 
 def answered(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -122,6 +123,8 @@ BENCH = {
         {"op": "sparse-decode", "impl": "flash_paged_attention", "shape": "m K=2048", "us": 200.0, "bytes": 540e6},
         {"op": "sparse-decode", "impl": "query_aware, fused", "shape": "m K=2048", "us": 50.0, "bytes": 180e6},
         {"op": "sparse-decode", "impl": "query_aware, three launches", "shape": "m K=2048", "error": "wrong"},
+        {"op": "decode-layout", "impl": "blocks scattered", "shape": "m", "us": 125.0},
+        {"op": "decode-layout", "impl": "blocks in order", "shape": "m", "us": 100.0},
     ],
 }  # fmt: skip
 
@@ -131,16 +134,24 @@ def test_a_bench_file_fills_the_measured_rows_and_marks_what_is_beyond_its_ceili
 ) -> None:
     path = tmp_path / "h100.json"
     path.write_text(json.dumps(BENCH))
-    found = answered(capsys, str(QUICKSTART), "--bench", str(path), "--only", "context,flash,speed-up,block-copies")
-    assert found["device"] == "NVIDIA H100 80GB HBM3"
+    wanted = "context,flash,speed-up,block-copies,fragmentation"
+    found = answered(capsys, str(QUICKSTART), "--bench", str(path), "--only", wanted)
+    assert found["devices"] == ["NVIDIA H100 80GB HBM3"]
     time = next(number for number in numbers_of(found, "context") if number["mark"] == MEASURED)
     assert (time["value"], time["unit"], time["on"]) == (200.0, "µs", "NVIDIA H100 80GB HBM3")
     assert next(n for n in numbers_of(found, "flash") if n["mark"] == MEASURED)["value"] == 2.0
     faster = [number for number in numbers_of(found, "speed-up") if number["mark"] == MEASURED]
     assert [number["value"] for number in faster] == [4.0]
     assert "bytes allow 3.00×: BEYOND it" in faster[0]["definition"]
+    verdicts = {entry["name"]: entry["verdict"] for entry in found["claims"]}
+    assert "query_aware, fused over full: 4.00× on NVIDIA H100 80GB HBM3" in verdicts["speed-up"]
+    assert verdicts["block-copies"].endswith("how much, a GPU has to tell")
+    one_pass = next(n for n in numbers_of(found, "flash") if n["mark"] == MEASURED)
+    assert one_pass["definition"].endswith("; the bytes are the same")
     missing = next(number for number in numbers_of(found, "block-copies") if number["mark"] == NOT_MEASURED)
-    assert "the bench file has no such row" in missing["definition"]
+    assert "the bench files have no such row" in missing["definition"]
+    in_order = next(n for n in numbers_of(found, "fragmentation") if n["name"].startswith("attention, in order"))
+    assert (in_order["value"], in_order["on"]) == (1.25, "NVIDIA H100 80GB HBM3")
 
 
 def test_the_text_has_legend_claims_and_verdicts(capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,9 +193,22 @@ def test_on_captured_attention_the_oracle_keeps_most_and_a_draw_by_lot_least(
     real_traces: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(selection, "CONTENTS", ())
-    asked = Ask((), 1, 2, Timed(None), str(real_traces / "qkv_smollm2_shakespeare_T2048.npz"), quiet=True)
+    asked = Ask((), 1, 2, Timed(), str(real_traces / "qkv_smollm2_shakespeare_T2048.npz"), quiet=True)
     numbers, verdict = selection.hit_rate(asked)
     for blocks in selection.BUDGETS:
         kept = {n.name.split(",")[0]: n.value for n in numbers if n.on.endswith(f", {blocks} blocks of 16")}
         assert kept["oracle"] > kept["paper"] > kept["random"]  # type: ignore[operator]
     assert "points over streaming with 64 blocks" in verdict
+
+
+def test_timing_here_without_a_gpu_is_exit_code_3(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none() -> None:
+        raise GpuUnavailable("no GPU is here")
+
+    monkeypatch.setattr("tinyserve_viz.kernels.cuda_backend.gpu", none)
+    assert main(["claims", str(QUICKSTART), "--bench", "here", "--quiet"]) == 3
+    error = capsys.readouterr().err
+    assert "claims --bench here times kernels on a GPU" in error
+    assert error.count("\n") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from tinyserve_viz.core.config import MAX_LENGTH
 
 if TYPE_CHECKING:
     from tinyserve_viz.analysis.claim import Answer
+    from tinyserve_viz.cli.claims.timed import Timed
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +47,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="seeds of the selection rows (default %(default)s)",
     )
     parser.add_argument("--captured", metavar="FILE.npz", help="captured Q, K and V: adds rows to hit-rate")
-    parser.add_argument("--bench", type=Path, metavar="FILE", help="a bench file of a GPU: fills the ● rows")
+    parser.add_argument(
+        "--bench",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a bench file of a GPU: fills the ● rows; may be given again; `here` times this machine's GPU first",
+    )
     parser.add_argument("--quiet", action="store_true", help="do not say what is being done")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -54,7 +62,6 @@ def run(args: argparse.Namespace) -> int:
     """Answer every claim that was asked for."""
     from tinyserve_viz.cli.claims.counting import Ask
     from tinyserve_viz.cli.claims.table import CLAIMS
-    from tinyserve_viz.cli.claims.timed import Timed
     from tinyserve_viz.core.errors import ConfigError
     from tinyserve_viz.core.resources import data_folder
     from tinyserve_viz.report.claims import as_text
@@ -76,8 +83,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     shipped = data_folder("traces")
     paths = args.traces or [str(shipped / "quickstart.json"), str(shipped / "prefix.json")]
+    timed = _timed(args)
     traces = tuple(read_trace(path, args.format, None, MAX_LENGTH) for path in paths)
-    ask = Ask(traces, args.requests, args.seeds, Timed(args.bench), args.captured, args.quiet)
+    ask = Ask(traces, args.requests, args.seeds, timed, args.captured, args.quiet)
     from tinyserve_viz.analysis.claim import Answer
 
     answers = []
@@ -87,6 +95,30 @@ def run(args: argparse.Namespace) -> int:
     facts = _facts(ask, paths)
     print(_json(answers, facts) if args.json else as_text(answers, _header(facts)))
     return 0
+
+
+def _timed(args: argparse.Namespace) -> Timed:
+    """The rows of the bench files, after making one on this machine's GPU if that was asked for.
+
+    Raises:
+        GpuUnavailable: `--bench here` without a GPU.
+    """
+    import tempfile
+
+    from tinyserve_viz.cli.claims.timed import Timed
+
+    if "here" not in args.bench:
+        return Timed([Path(name) for name in args.bench])
+    from tinyserve_viz.kernels.bench.run import run_bench
+    from tinyserve_viz.kernels.cuda_backend import gpu_for
+
+    found = gpu_for("claims --bench here times kernels on a GPU")
+    if not args.quiet:
+        print("tinyserve-viz claims: timing the kernels on this machine's GPU", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="tinyserve-claims-") as folder:
+        path = Path(folder, "here.json")
+        path.write_text(json.dumps(run_bench(found, "quick")))
+        return Timed([path if name == "here" else Path(name) for name in args.bench])
 
 
 def _facts(ask: Any, paths: list[str]) -> dict[str, Any]:
@@ -101,7 +133,7 @@ def _facts(ask: Any, paths: list[str]) -> dict[str, Any]:
         "tool": __version__,
         "machine": f"{platform.machine()} CPU, {os.cpu_count()} cores, Python {platform.python_version()}, "
         f"NumPy {np.__version__}",
-        "device": ask.timed.device or None,
+        "devices": list(ask.timed.devices),
         "traces": [
             {"path": path, "name": trace.name, "format": trace.format, "num_requests": len(trace.requests)}
             for path, trace in zip(paths, ask.traces, strict=True)
@@ -113,9 +145,9 @@ def _facts(ask: Any, paths: list[str]) -> dict[str, Any]:
 
 def _header(facts: dict[str, Any]) -> list[str]:
     traces = ", ".join(f"{trace['name']} ({trace['num_requests']:,} requests)" for trace in facts["traces"])
-    device = facts["device"] or "none: times are not measured"
+    device = ", ".join(facts["devices"]) or "no bench file, so times are not measured"
     return [
-        f"tinyserve-viz {facts['tool']} on {facts['machine']}; GPU: {device}",
+        f"tinyserve-viz {facts['tool']} on {facts['machine']}; GPU times: {device}",
         f"counted on {traces}; replays: the first {facts['replayed_requests']:,} requests; {facts['seeds']} seeds",
     ]
 

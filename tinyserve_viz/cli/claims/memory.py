@@ -12,6 +12,7 @@ from tinyserve_viz.analysis.claim import MEASURED, Number, counted
 from tinyserve_viz.analysis.compaction import preview
 from tinyserve_viz.analysis.fragmentation import cost_in_words
 from tinyserve_viz.cli.claims.counting import BALANCE, WORKERS, Ask, Counted, imbalance
+from tinyserve_viz.cli.claims.timed import in_words
 from tinyserve_viz.core.config import EVICTIONS, EngineConfig
 from tinyserve_viz.trace import Trace
 
@@ -138,13 +139,14 @@ def fragmentation(ask: Ask) -> Found:
             words = "consecutive logical blocks that do not lie side by side"
             numbers.append(counted("scatter, paged", mean, "%", words, on))
     numbers += ask.timed.rates("compaction-move", "memory_compaction", "moving blocks")
-    numbers += ask.timed.times("decode-layout", "", "attention on the same tokens, in order and scattered")
+    numbers += ask.timed.speed_ups("decode-layout", "blocks scattered", "blocks in order", "attention, in order")
     long, short = scattered_reads(4096), scattered_reads(64)
     numbers += [long, short]
     return numbers, (
         "external fragmentation costs a paged pool no capacity, so there is nothing to save by best fit; what scatter "
         f"costs depends on how long a block is: on this host random places took {long.value:.2f}× the time of reading "
-        f"in order for blocks of 4 KiB, {short.value:.2f}× for pieces of 64 bytes"
+        f"in order for blocks of 4 KiB, {short.value:.2f}× for pieces of 64 bytes; "
+        f"{in_words(numbers, 'attention, in order')}"
     )
 
 
@@ -200,8 +202,7 @@ def variable_lengths(ask: Ask) -> Found:
             counted("paged", paged, "%", "Σ tokens / Σ slots of their blocks, the same steps", on),
         ]
         said.append(f"{trace.name}: a padded batch holds {paged / padded:.2f}× the slots")
-    for shape in ("skewed", "uniform"):
-        numbers += ask.timed.times("decode", "flash_paged_attention", f"attention, {shape}", shape)
+    numbers += ask.timed.times("decode-lists", "even-blocks", "attention, the same tokens")
     return numbers, "; ".join(said) or "no trace decodes"
 
 
@@ -226,11 +227,13 @@ def balancing(ask: Ask) -> Found:
                 words = f"the same, mean of {len(run.imbalance[mode])} decode batches"
                 numbers.append(counted(f"max/mean, {mode}", mean, "×", words, ask.first(trace)))
                 worst.setdefault(mode, []).append(mean)
-    numbers += ask.timed.times("decode-lists", "", "attention by each work list")
+    for mode in ("even-blocks", "lpt"):
+        numbers += ask.timed.speed_ups("decode-lists", "per-seq", mode, f"{mode} over per-seq")
     per_seq, even = max(worst["per-seq"]), max(worst["even-blocks"])
     return numbers, (
         f"whole sequences leave a worker with up to {per_seq:.1f}× the mean, equal cuts of the blocks {even:.2f}×; "
-        "the published kernel cuts evenly and nothing consumes its ranges"
+        "the published kernel cuts evenly and nothing consumes its ranges; "
+        f"{in_words(numbers, 'even-blocks over per-seq')}"
     )
 
 

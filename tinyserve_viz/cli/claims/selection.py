@@ -8,6 +8,7 @@ from typing import Any
 
 from tinyserve_viz.analysis.claim import Number, counted, interval
 from tinyserve_viz.cli.claims.counting import Ask
+from tinyserve_viz.cli.claims.timed import in_words
 from tinyserve_viz.cli.session import Settings, prepare, run_replay
 from tinyserve_viz.core.errors import ConfigError
 from tinyserve_viz.engine.captured import read_capture
@@ -249,4 +250,4 @@ def fused_choice(ask: Ask) -> Found:
         counted("launches, separate", 3, "", "score, choice, attention"),
         *ask.timed.speed_ups("sparse-decode", "query_aware, three launches", "query_aware, fused", "fused over three"),
     ]
-    return numbers, f"the page sets are {'the same' if not differ else 'NOT the same'}; the gain is a GPU's to tell"
+    return numbers, f"page sets {'the same' if not differ else 'NOT the same'}; {in_words(numbers, 'fused over three')}"

@@ -8,6 +8,7 @@ import numpy as np
 
 from tinyserve_viz.analysis.claim import Number, counted
 from tinyserve_viz.cli.claims.counting import Ask
+from tinyserve_viz.cli.claims.timed import in_words
 from tinyserve_viz.cli.session import Settings, prepare
 from tinyserve_viz.engine.replay import Engine
 from tinyserve_viz.kernels.backend import kernel_named
@@ -39,7 +40,8 @@ def query_aware(ask: Ask) -> Found:
         numbers += ask.timed.speed_ups("sparse-decode", "flash_paged_attention", form, f"{form} over full")
     return numbers, (
         f"3.4× is beyond the byte ceiling of the published defaults (ρ = 0.3, pages of 16: {1 / (0.3 + 1 / 16):.2f}×); "
-        f"it needs ρ of {needed:.2f} or less"
+        f"it needs ρ of {needed:.2f} or less; {in_words(numbers, 'query_aware, fused over full')}; "
+        f"{in_words(numbers, 'query_aware, three launches over full')}"
     )
 
 
@@ -57,7 +59,10 @@ def flash(ask: Ask) -> Found:
         counted("ceiling", 1.5, "×", "bytes of two passes, 2K + V, / of one, K + V, where K does not fit in L2"),
         *ask.timed.speed_ups("decode", "paged_attention", "flash_paged_attention", "one pass over two"),
     ]
-    return numbers, "more than 1.5× over two passes is not explained by bytes but by how the two passes were written"
+    return numbers, (
+        "more than 1.5× over two passes is not explained by bytes but by how the two passes were written; "
+        f"{in_words(numbers, 'one pass over two')}"
+    )
 
 
 def long_context(ask: Ask) -> Found:
@@ -115,16 +120,20 @@ def fused_write(ask: Ask) -> Found:
         *ask.timed.rates("kv-write", "fused_reshape_and_block_write", "fused write"),
         *ask.timed.missing("two launches", "reshape and write apart"),
     ]
-    return numbers, "both ways move the same bytes, so fusing can save launches only; how much, a GPU tells"
+    return numbers, "both ways move the same bytes, so fusing can save launches only; how much, a GPU has to tell"
 
 
 def batched_copies(ask: Ask) -> Found:
     """One launch of n copies."""
     numbers = [
+        *ask.timed.speed_ups("copy-apart", "a launch each", "one launch", "one launch over n"),
+        *ask.timed.speed_ups("copy-apart", "three memcpys each", "one launch", "one launch over memcpys"),
         *ask.timed.rates("block-copy", "fused_block_copy", "one launch of n copies"),
-        *ask.timed.times("copy-apart", "", "the same copies, together and apart"),
     ]
-    return numbers, "both ways move the same bytes, so batching can save launches only; how much, a GPU tells"
+    return numbers, (
+        "both ways move the same bytes, so batching can save launches only; "
+        f"{in_words(numbers, 'one launch over n')}; {in_words(numbers, 'one launch over memcpys')}"
+    )
 
 
 def bandwidth(ask: Ask) -> Found:
