@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
+import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from textual.pilot import Pilot
 
 from tinyserve_viz.cli.main import main
 from tinyserve_viz.cli.saving import RecordingExporter
+from tinyserve_viz.core.errors import TinyserveError
 from tinyserve_viz.core.resources import data_folder
 from tinyserve_viz.recording.timeline import Timeline
 from tinyserve_viz.tui import keys
@@ -334,3 +337,22 @@ def test_a_plot_opens_over_the_screen(recording: Path) -> None:
         assert app.view.notice.startswith("unknown kind 'nothing' of plot; known: timeline, memory")
 
     drive(recording, plot)
+
+
+def test_a_recording_whose_first_snapshot_is_damaged_ends_with_its_reason(recording: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.rec"
+    shutil.copy(recording, damaged)
+    with sqlite3.connect(damaged) as database:
+        database.execute("UPDATE snapshots SET payload = x'00'")
+    database.close()
+
+    async def open_it() -> TinyserveError | None:
+        with Timeline(damaged) as timeline:
+            app = Debugger(timeline, start=5)
+            async with app.run_test(size=(80, 24)) as pilot:
+                await pilot.pause()
+            return app.failure
+
+    failure = asyncio.run(open_it())
+    assert failure is not None
+    assert str(failure).startswith(f"{damaged}: damaged recording")

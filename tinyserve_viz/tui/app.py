@@ -185,6 +185,8 @@ class Debugger(App[None]):
             panel.display = panel.NAME in places
         if before != set(places) or not hasattr(self, "view"):
             self._draw()  # what is shown now may need more of the frame
+        if not hasattr(self, "view"):
+            return  # the recording is damaged: the application ends
         for panel in screen.query(Panel):
             place = places.get(panel.NAME)
             if place is not None:
