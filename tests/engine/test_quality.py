@@ -184,6 +184,28 @@ def test_on_iid_content_the_box_score_is_near_chance_and_the_summary_says_so() -
     assert "near chance; the content is iid, no block says anything about its tokens" in chosen["verdict"]
 
 
+def test_a_sample_watches_two_steps_in_every_32_so_that_one_can_look_back(capture: Path) -> None:
+    seen: list[tuple[int, bool, bool]] = []
+
+    def take(step: int, event: ev.Event) -> None:
+        if isinstance(event, ev.BlocksSelected) and event.layer == 0:
+            seen.append((step, len(event.recalls) > 0, bool((event.reuses >= 0).any())))
+
+    long = two_requests().requests[1].__class__(id="long", arrival_us=0, prompt_len=30, output_len=60)
+    trace = two_requests().__class__(name="long", format="json", engine={"block_size": 8}, requests=(long,))
+    content = {"kind": "npz", "path": str(capture)}
+    digests = {
+        quality: run_replay(
+            prepare(trace, Settings(content=content, kernels="decisions", quality=quality)),
+            extra_sinks=(take,) if quality == "sample" else (),
+        )["digest"]
+        for quality in ("full", "sample")
+    }
+    assert digests["full"] == digests["sample"]
+    assert [step for step, watched, _ in seen if watched] == [1, 32, 33]  # step 0 is the prefill
+    assert [step for step, _, looked_back in seen if looked_back] == [33]
+
+
 def test_quality_off_leaves_the_digest_and_says_that_nothing_was_compared(capture: Path) -> None:
     settings = {"content": {"kind": "npz", "path": str(capture)}, "kernels": "decisions"}
     watched = run_replay(prepare(two_requests(), Settings(**settings)))

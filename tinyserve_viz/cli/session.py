@@ -66,7 +66,7 @@ class Settings:
     kernels: str | None = None  # all, decisions, none; None: by the size of the trace
     attention: str = "all"
     oracles: bool = False  # whether policies that know the whole trace may be had
-    quality: str = "full"  # full or off
+    quality: str | None = None  # full, sample, off; None: by the size of the trace
     backend: str = "numpy"  # auto, numpy, cuda
     verify: str | None = None  # every, sample, off; None: by the size of the trace
     alloc: str = "scan"  # scan, cas
@@ -128,8 +128,9 @@ def prepare(trace: Trace, settings: Settings) -> Header:
         engine = replace(engine, compaction="intelligent" if unasked else "off")
     if engine.compaction != "off" and engine.allocator != "paged":
         raise ConfigError(f"compaction {engine.compaction!r} needs the paged allocator, not {engine.allocator!r}")
-    if settings.quality not in QUALITIES:
-        raise ConfigError(f"unknown quality {settings.quality!r}; known: {', '.join(QUALITIES)}")
+    quality = settings.quality or ("full" if _is_small(workload) else "sample")
+    if quality not in QUALITIES:
+        raise ConfigError(f"unknown quality {quality!r}; known: {', '.join(QUALITIES)}")
     selection = None if kernels == "none" else checked_selection(engine, model, workload).describe()
     origin = {
         "trace": {"name": trace.name, "format": trace.format, "num_requests": workload.num_requests},
@@ -144,7 +145,7 @@ def prepare(trace: Trace, settings: Settings) -> Header:
         "alloc": settings.alloc,
         "time_repeat": settings.time_repeat,
         "copy_bandwidth": None if engine.compaction == "off" else host_copy_bandwidth(),
-        "quality": settings.quality,
+        "quality": quality,
         "captured": captured,
         "selection": selection,
         "parameters": {parameter.name: parameter.default for parameter in PARAMETERS},

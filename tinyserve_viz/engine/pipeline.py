@@ -40,7 +40,7 @@ from tinyserve_viz.kernels.session import Calls, Held, Session, Sizes, run_on_ho
 ATTENTION = ("exact", "flash", "query-aware", "query-aware-fused", "all")
 MODES = ("all", "decisions")
 PER_STEP = ("I6", "I8")
-QUALITIES = ("full", "off")
+QUALITIES = ("full", "sample", "off")
 VERIFY = ("every", "sample", "off")
 SAMPLE_EVERY = 32  # steps, under verify `sample`
 _ROOM = 32  # `selected` is as wide as a multiple of it, so that a growing context seldom makes another program
@@ -57,7 +57,7 @@ class Stopwatch:
 @dataclass(frozen=True, slots=True)
 class PipelineConfig:
     """What runs: `mode` `decisions` leaves attention out; `attention` names its form; `verify` repeats on the host;
-    `quality` compares every choice with true attention."""
+    `quality` compares choices with true attention: `full` all, `sample` those of two steps in every 32, or `off`."""
 
     mode: str = "all"
     attention: str = "all"
@@ -97,7 +97,7 @@ class KernelPipeline:
             self._topics = {"centre": self.session.hold(centres[0]), "sink": self.session.hold(centres[1])}
         self._scale = float(self.content.scale)
         self._window, self._compaction = default("adaptive.window"), RULES.get(engine.compaction)
-        self._verifying = False
+        self._verifying = self._watching = False
         self._begin(state.step)
 
     def _new_query(self) -> Held:
@@ -251,6 +251,8 @@ class KernelPipeline:
         if not len(decoding):
             return []
         state, bs, rows = self._state, self._engine.block_size, self.memory.num_rows
+        sampled = self._config.quality == "sample" and state.step % SAMPLE_EVERY < 2  # two: one looks back at the other
+        self._watching = self._config.quality == "full" or sampled
         slots, lengths = state.slot[decoding], state.ctx[decoding]
         seq_lens = np.zeros(rows, dtype=np.int32)
         seq_lens[slots] = lengths
@@ -264,7 +266,7 @@ class KernelPipeline:
         }
         self.memory.flush()
         found = self.session.run(
-            ("decode", rows, most, self._verifying),
+            ("decode", rows, most, self._verifying, self._watching),
             lambda calls: self._deciding(calls, most),
             {"seq_lens": seq_lens, "num_seq_blocks": num_seq_blocks, **self._policy_inputs(decoding, slots, lengths)},
             sizes,
@@ -305,7 +307,7 @@ class KernelPipeline:
             query = self.session.part(self._query, layer) if made else calls.input(f"query{layer}")
             chosen = self._choosing(calls, layer, query, lengths, most)
             attended = self._attending(calls, layer, query, lengths["seq_lens"], chosen)
-            truth = self._truth(calls, layer, query, lengths["seq_lens"]) if self._config.quality == "full" else {}
+            truth = self._truth(calls, layer, query, lengths["seq_lens"]) if self._watching else {}
             read |= {f"{layer}.{name}": held for name, held in {**chosen, **attended, **truth}.items()}
         return read
 
@@ -389,7 +391,7 @@ class KernelPipeline:
             max_selected=most,
             **chooser.scalars(),
         )
-        watched = {"block_score": scored["block_score"]} if self._config.quality == "full" else {}
+        watched = {"block_score": scored["block_score"]} if self._watching else {}
         return {
             **watched,
             **{name: analysis[name] for name in ("complexity", "requirement")},
