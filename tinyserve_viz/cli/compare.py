@@ -43,6 +43,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=("all", "decisions", "none"),
         help="all, all but attention, or none (default: all where selections are compared, else none)",
     )
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "numpy", "cuda"),
+        default="auto",
+        help="auto (default): CUDA when it works, else the NumPy references",
+    )
     parser.add_argument("--fail-on-diff", action="store_true", help="exit code 1 when any decision differs")
     parser.add_argument(
         "--plot", metavar="OUT", help="where selections are compared: draw mass kept against bytes into OUT.png, .svg, "

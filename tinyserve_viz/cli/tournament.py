@@ -183,11 +183,13 @@ def run(args: argparse.Namespace) -> int:
             for one, found in zip(played, [None, *differences], strict=True)
         ]
         front = [as_fields(point) for point in kept]
-        print(
-            json.dumps({"schema": 1, "trace": first.summary["trace"], "configurations": entries, "pareto": front})
-        )
+        about = {name: first.summary[name] for name in ("trace", "backend", "device", "kernels_run", "content")}
+        print(json.dumps({"schema": 1, **about, "configurations": entries, "pareto": front}))
     else:
-        trace_line = f"{trace.name} ({trace.format}, {first.summary['trace']['num_requests']:,} requests)"
+        ran, content = first.summary["kernels_run"], first.header.content.describe()
+        with_kernels = "no kernels" if ran == "none" else f"kernels {ran} on {first.summary['backend']}, {content}"
+        count = first.summary["trace"]["num_requests"]
+        trace_line = f"{trace.name} ({trace.format}, {count:,} requests), {with_kernels}"
         print("\n".join([trace_line, "", *as_table(labels, [one.summary for one in played]), ""]))
         for label, found in zip(labels[1:], differences, strict=True):
             print("\n".join(difference_lines(found, labels[0], label)))
@@ -226,10 +228,12 @@ def _play(trace: Trace, configuration: Configuration, args: argparse.Namespace) 
         arrivals=args.arrivals,
         kernels=args.kernels or ("all" if selects else "none"),
         oracles=True,
+        backend=args.backend,
         attention="query-aware",  # what was lost needs the dense form and the selected one, no other
     )
     header = prepare(trace, settings)
-    if selects and args.kernels is None and num_tokens(header.workload) > ALL_KERNELS_UP_TO_TOKENS:
+    large = num_tokens(header.workload) > ALL_KERNELS_UP_TO_TOKENS
+    if selects and args.kernels is None and large and header.origin["backend"] == "numpy":
         raise ConfigError(
             f"{trace.name} has {num_tokens(header.workload):,} tokens; comparing selections runs every kernel on the "
             f"NumPy reference, which takes hours from {ALL_KERNELS_UP_TO_TOKENS:,} on: use --limit N, or insist with "
