@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from tinyserve_viz.cli.main import main
+from tinyserve_viz.cli.session import Settings, prepare
 from tinyserve_viz.core import toolkit
 from tinyserve_viz.core.errors import KernelError
+from tinyserve_viz.core.resources import data_folder
 from tinyserve_viz.kernels import build, cuda_backend
+from tinyserve_viz.trace import read_trace
 
 # Enough of PyCUDA's driver to get as far as the compiler; what fails is put in its place.
 DRIVER = """
@@ -31,7 +35,11 @@ class Context:
     def pop(self): pass
 def mem_get_info(): return 1 << 30, 1 << 36
 """
-COMMANDS = (["kernels", "verify", "--backend", "cuda", "--kernel", "block_fork"],)
+QUICKSTART = str(data_folder("traces") / "quickstart.json")
+COMMANDS = (
+    ["kernels", "verify", "--backend", "cuda", "--kernel", "block_fork"],
+    ["replay", QUICKSTART, "--headless", "--backend", "cuda"],
+)
 BENCH = ["kernels", "bench", "--kernel", "block_fork"]
 
 
@@ -150,3 +158,41 @@ def test_the_backend_compiles_with_the_compiler_that_was_asked_for(
     nvcc.chmod(0o755)
     assert main(["kernels", "verify", "--backend", "cuda", "--kernel", "block_fork", "--nvcc", str(nvcc)]) == 1
     assert f"error: {nvcc} was asked" in capsys.readouterr().out
+
+
+def test_auto_takes_numpy_and_says_why(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "pycuda", None)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    assert main(["replay", QUICKSTART, "--headless", "--json", "--kernels", "decisions", "--limit", "2"]) == 0
+    said = capsys.readouterr()
+    summary = json.loads(said.out)
+    assert (summary["backend"], summary["fallback"]) == ("numpy", "PyCUDA is not installed")
+    assert said.err == "tinyserve-viz: backend numpy: PyCUDA is not installed\n"
+    assert main(["replay", QUICKSTART, "--headless", "--kernels", "none", "--limit", "2"]) == 0
+    assert capsys.readouterr().err == ""  # no kernel would have run anywhere
+
+
+@pytest.fixture
+def small_gpu(pycuda: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU with 1 GiB of free memory, and a compiler."""
+    pycuda.write_text(DRIVER.format(init="pass", count=1))
+    monkeypatch.setattr(toolkit, "find_nvcc", lambda option=None: Path("nvcc"))
+
+
+@pytest.mark.usefixtures("small_gpu")
+def test_a_pool_that_does_not_fit_is_refused_and_auto_goes_to_numpy(capsys: pytest.CaptureFixture[str]) -> None:
+    pool = ["--limit", "1", "--num-blocks", "200000"]
+    assert main(["replay", QUICKSTART, "--headless", "--backend", "cuda", *pool]) == 2
+    words = (
+        "the pool of 200,000 blocks needs 1,920 MiB of GPU memory, 1,024 MiB are free on NVIDIA H100; "
+        "--num-blocks 92256 would fit"
+    )
+    assert capsys.readouterr().err == f"tinyserve-viz: {words}\n"
+    settings = Settings(backend="auto", engine={"num_blocks": 200_000})
+    origin = prepare(read_trace(QUICKSTART), settings).origin
+    assert (origin["backend"], origin["fallback"]) == ("numpy", words)
+
+
+def test_a_measured_clock_needs_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", QUICKSTART, "--headless", "--backend", "numpy", "--clock", "measured"]) == 2
+    assert "needs --backend cuda and kernels" in capsys.readouterr().err

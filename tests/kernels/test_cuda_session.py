@@ -157,6 +157,8 @@ def test_a_call_that_does_not_fit_is_refused_before_anything_runs() -> None:
         session.call("block_fork", {"forks": np.zeros((1, 3), np.float32)}, 0)
     with pytest.raises(KernelError, match=r"^block_fork: block_table is missing"):
         session.call("block_fork", {"forks": np.zeros((1, 3), np.int32)}, 0)
+    with pytest.raises(KernelError, match=r"^no kernel takes an array of float64$"):
+        session.call("block_fork", {"forks": np.zeros((1, 3))}, 0)
     assert session.end_step() == []
 
 

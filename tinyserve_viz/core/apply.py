@@ -344,13 +344,21 @@ def _step_ended(state: CacheState, event: ev.StepEnded) -> None:
         state.first_token_us[fresh] = event.time_us
 
 
+_SMALL_TABLES = 1 << 18  # entries; marking all of them takes less time than sorting those that are named
+
+
 def _blocks_selected(state: CacheState, event: ev.BlocksSelected) -> None:
     """One access more for every block that a sequence keeps for any head."""
-    lists = np.split(event.selected, np.cumsum(event.counts)[:-1])
-    for i, seq in enumerate(event.seqs.tolist()):
-        kept = np.unique(np.concatenate(lists[i * event.num_heads : (i + 1) * event.num_heads]))
-        state.history[state.slot[seq], kept] += 1
-        state.freq[state.tables[state.slot[seq], kept]] += 1  # a table names a block once
+    first = state.slot[event.seqs].astype(np.int64) * state.tables.shape[1]
+    entries = (np.repeat(np.repeat(first, event.num_heads), event.counts) + event.selected).astype(np.int64)
+    if state.tables.size <= _SMALL_TABLES:
+        kept = np.zeros(state.tables.size, dtype=np.bool_)
+        kept[entries] = True
+        entries = np.flatnonzero(kept).astype(np.int64)
+    else:
+        entries = np.unique(entries)
+    state.history.reshape(-1)[entries] += 1
+    np.add.at(state.freq, state.tables.reshape(-1)[entries], np.int32(1))  # sequences may share a block
 
 
 def _levels_adapted(state: CacheState, event: ev.LevelsAdapted) -> None:

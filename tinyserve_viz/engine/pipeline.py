@@ -489,8 +489,8 @@ class KernelPipeline:
             if not same:
                 self._report("kernel", "the fused form chose other blocks than the separate kernels")
         count, selected = of["count"][slots], of["selected"][slots]
-        chosen = chosen_mask(selected, self.memory.held["block_table"].shape[1])
-        read = tokens_of(chosen, self._state.ctx[decoding], self._engine.block_size, self._model.num_kv_heads)
+        context, bs = self._state.ctx[decoding], self._engine.block_size
+        read = tokens_of(selected, count, context, bs, self._model.num_kv_heads)
         sizes[f"read{layer}"] = read
         retained = errors = np.zeros(0, dtype=np.float32)
         if f"{layer}.lse" in found:
@@ -504,11 +504,12 @@ class KernelPipeline:
             errors = error.ravel().astype(np.float32)
         watched: dict[str, Any] = {}
         if f"{layer}.block_peak" in found:
+            chosen = chosen_mask(selected, self.memory.held["block_table"].shape[1])
             truth = Truth(
                 score=found[f"{layer}.block_score"][slots],
                 mass=found[f"{layer}.block_mass"][slots],
                 peak=found[f"{layer}.block_peak"][slots],
-                num_blocks=-(-self._state.ctx[decoding] // self._engine.block_size),
+                num_blocks=-(-context // bs),
                 scale=self.content.scale,
                 reduction=self.chooser.box_reduction,
             )

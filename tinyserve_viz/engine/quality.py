@@ -133,12 +133,15 @@ def chosen_mask(selected: I32, width: int) -> Mask:
     return mask
 
 
-def tokens_of(chosen: Mask, context: I32, block_size: int, num_kv_heads: int) -> int:
-    """Tokens in the chosen blocks, summed over sequences and KV heads; the last block may be partly filled."""
-    at = np.arange(chosen.shape[2])
-    tokens = np.clip(context[:, None] - at * block_size, 0, block_size)
-    total = int((chosen.sum(axis=1) * tokens).sum())
-    return total * num_kv_heads // int(chosen.shape[1])
+def tokens_of(selected: I32, count: I32, context: I32, block_size: int, num_kv_heads: int) -> int:
+    """Tokens in the chosen blocks, summed over sequences and KV heads; the last block may be partly filled.
+
+    The choices are lists [k][num_heads][most] of `count` [k][num_heads] ascending blocks.
+    """
+    num_blocks = -(-context // block_size)
+    keeps_last = selected.max(axis=2, initial=-1) == num_blocks[:, None] - 1
+    missing = int((keeps_last.sum(axis=1) * (num_blocks * block_size - context)).sum())
+    return (int(count.sum()) * block_size - missing) * num_kv_heads // int(count.shape[1])
 
 
 def oracle_choice(mass: F32, kept: NDArray[np.int64]) -> Mask:

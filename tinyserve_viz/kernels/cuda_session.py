@@ -7,6 +7,7 @@ come back in one copy a step. One thread makes, uses and closes a session; its c
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -16,16 +17,20 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tinyserve_viz.core.errors import KernelError
 from tinyserve_viz.kernels.backend import kernel_named
 from tinyserve_viz.kernels.binding import bind_shapes
 from tinyserve_viz.kernels.cuda_backend import Plan, arguments_of, scratch_axes
-from tinyserve_viz.kernels.definition import KernelDef, Status
+from tinyserve_viz.kernels.definition import C_TYPES, KernelDef, Status
 from tinyserve_viz.kernels.session import Build, BytesOf, CallTime, Given, Held, Read, Sizes
 
 _ALIGN = 256  # bytes; the driver's own alignment
 _CHUNK = 16 << 20  # bytes that an arena grows by
 _STATUS_WORDS = 4096
-_MOST_PROGRAMS = 64
+_MOST_PROGRAMS, _MOST_PREPARED = 64, 4096
+_ITEM = {dtype: np.dtype(dtype).itemsize for dtype in C_TYPES}
+_DTYPES = {np.dtype(dtype): dtype for dtype in C_TYPES}  # asking a dtype for its name takes 20 times as long
+_BEHIND_GATE = 64  # calls and copies: the driver's own queue holds about 1,000 and waits when it is full
 _SMALL = 1 << 20  # bytes; a read-back of more does not go through page-locked memory kept for it
 
 
@@ -88,20 +93,29 @@ class _Arena:
         return [chunk for chunk, _ in self._chunks]
 
 
-@dataclass(slots=True, eq=False)
-class _Launch:
-    """A call that is ready to run. `status` is the index of its status word."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Bound:
+    """A call without its addresses: what it makes, what it writes, its workspace, and its arguments behind pointers."""
 
     kernel: KernelDef
     plan: Plan
+    names: tuple[str, ...]
+    made: tuple[tuple[str, tuple[int, ...], str], ...]
+    written: tuple[str, ...]
+    scratch: dict[str, int]
+    tail: tuple[Any, ...]
+
+
+@dataclass(slots=True, eq=False)
+class _Launch:
+    """A call that is ready to run. `status` is the index of its status word; `shapes` are those of what it changes."""
+
+    bound: _Bound
+    arguments: tuple[Any, ...]
     pointers: dict[str, int]
-    axes: dict[str, int]
-    scalars: dict[str, Any]
     status: int
     num_bytes: int | BytesOf
-    written: tuple[str, ...]  # arrays that it changes and does not write in full
     shapes: dict[str, tuple[int, ...]]
-    arguments: tuple[Any, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -154,7 +168,7 @@ class CudaSession:
         self._done: list[_Done] = []
         self._events: list[Any] = []
         self._events_used = 0
-        self._prepared: dict[Hashable, tuple[dict[str, int], dict[str, Any], Plan]] = {}
+        self._prepared: dict[Hashable, _Bound] = {}
         self._scratch: dict[Hashable, int] = {}
         self._programs: OrderedDict[Hashable, _Program] = OrderedDict()
         self._status = self._keep(4 * _STATUS_WORDS)
@@ -309,7 +323,9 @@ class CudaSession:
         array = np.ascontiguousarray(one)
         if array.dtype == np.bool_:
             array = array.view(np.uint8)
-        held = self._new(array.shape, str(array.dtype))
+        if array.dtype not in _DTYPES:
+            raise KernelError(f"no kernel takes an array of {array.dtype}")
+        held = self._new(array.shape, _DTYPES[array.dtype])
         self._upload(held.data, array.reshape(-1).view(np.uint8))
         return held
 
@@ -327,35 +343,45 @@ class CudaSession:
         word: int,
     ) -> tuple[_Launch, dict[str, Held]]:
         """Bind a call to addresses; what it writes and nobody gave is made by `new`."""
-        kernel = kernel_named(name)
-        key = (name, tuple((arg, held.shape) for arg, held in given.items()), tuple(scalars.items()))
+        key = (name, tuple([(arg, held.shape) for arg, held in given.items()]), tuple(scalars.items()))
         known = self._prepared.get(key)
         if known is None:
-            axes, values = bind_shapes(kernel, {arg: (held.shape, held.dtype) for arg, held in given.items()}, scalars)
-            axes = scratch_axes(kernel, axes)
-            has = {f"has_{arg.name}": arg.name in given or arg.role == "out" for arg in kernel.args}
-            known = axes, values, self._device.plan(kernel, axes, has)
-            if len(self._prepared) > 4096:  # numbers of requests come and go
+            if len(self._prepared) > _MOST_PREPARED:  # numbers of requests come and go
                 self._prepared.clear()
-            self._prepared[key] = known
+            known = self._prepared[key] = self._bound(kernel_named(name), given, scalars)
             self._cold = True
-        axes, values, plan = known
-        pointers = {arg: held.data for arg, held in given.items()}
         outputs: dict[str, Held] = {}
+        for arg, shape, dtype in known.made:
+            if arg not in given:
+                outputs[arg] = new(shape, dtype)
+        for arg in known.written:
+            if arg in given:
+                outputs[arg] = given[arg]
+        pointers = known.scratch | {arg: held.data for arg, held in given.items()}
+        pointers |= {arg: held.data for arg, held in outputs.items()}
+        addresses = [pointers.get(arg, 0) for arg in known.names]
+        arguments = (*addresses, *known.tail, self._status + 4 * word)
+        shapes = {arg: given[arg].shape for arg in known.written if arg in given}
+        return _Launch(known, arguments, pointers, word, num_bytes, shapes), outputs
+
+    def _bound(self, kernel: KernelDef, given: Mapping[str, Held], scalars: Mapping[str, Any]) -> _Bound:
+        """All of a call that does not depend on addresses."""
+        axes, values = bind_shapes(kernel, {arg: (held.shape, held.dtype) for arg, held in given.items()}, scalars)
+        axes = scratch_axes(kernel, axes)
+        has = {f"has_{arg.name}": arg.name in given or arg.role == "out" for arg in kernel.args}
+        scratch = {}
         for arg in kernel.args:
-            if arg.role == "scratch":
-                shape = _shape(arg.axes, axes)
-                if all(shape):
-                    pointers[arg.name] = self._scratch_of(kernel.name, arg.name, shape, arg.dtype)
-            elif arg.role != "in" and (arg.role == "out" or arg.name in given):
-                made = given.get(arg.name) or new(_shape(arg.axes, axes), arg.dtype)
-                pointers[arg.name] = made.data
-                outputs[arg.name] = made
-        changed = tuple(arg.name for arg in kernel.args if arg.role == "inout" and arg.name in given)
-        shapes = {arg: held.shape for arg, held in given.items()}
-        launch = _Launch(kernel, plan, pointers, axes, values, word, num_bytes, changed, shapes)
-        launch.arguments = arguments_of(kernel, pointers, axes, values, self._status + 4 * word)
-        return launch, outputs
+            if arg.role == "scratch" and all(shape := _shape(arg.axes, axes)):
+                scratch[arg.name] = self._scratch_of(kernel.name, arg.name, shape, arg.dtype)
+        return _Bound(
+            kernel=kernel,
+            plan=self._device.plan(kernel, axes, has),
+            names=tuple(arg.name for arg in kernel.args),
+            made=tuple((arg.name, _shape(arg.axes, axes), arg.dtype) for arg in kernel.args if arg.role == "out"),
+            written=tuple(arg.name for arg in kernel.args if arg.role in ("out", "inout")),
+            scratch=scratch,
+            tail=arguments_of(kernel, {}, axes, values, 0)[len(kernel.args) : -1],
+        )
 
     def _scratch_of(self, kernel: str, arg: str, shape: tuple[int, ...], dtype: str) -> int:
         """Workspace of a kernel, zero when it is made; kernels leave zero what must be zero, for the same shape."""
@@ -370,24 +396,24 @@ class CudaSession:
         """Put a call on the stream, timed."""
         if self._repeat > 1:
             us = self._repeated(launch)
-            self._device.launch(launch.plan, launch.arguments)
+            self._device.launch(launch.bound.plan, launch.arguments)
             self._done.append(_Done(launch, None, None, sizes, us))
             return
         start, end = self._event(), self._event()
         self._device.record(start)
-        self._device.launch(launch.plan, launch.arguments)
+        self._device.launch(launch.bound.plan, launch.arguments)
         self._device.record(end)
         self._done.append(_Done(launch, start, end, sizes))
 
     def _repeated(self, launch: _Launch) -> float:
         """Median time of the call on copies of the arrays that it changes."""
         copies = {}
-        for name in launch.written:
-            size = _num_bytes(launch.shapes[name], launch.kernel.arg(name).dtype)
+        for name, shape in launch.shapes.items():
+            size = _num_bytes(shape, launch.bound.kernel.arg(name).dtype)
             copies[name] = (self._device.alloc(size), size)
         pointers = launch.pointers | {name: address for name, (address, _) in copies.items()}
-        word = self._status + 4 * launch.status
-        arguments = arguments_of(launch.kernel, pointers, launch.axes, launch.scalars, word)
+        addresses = tuple(pointers.get(name, 0) for name in launch.bound.names)
+        arguments = (*addresses, *launch.arguments[len(addresses) :])
         times = []
         start, end = self._event(), self._event()
         for _ in range(self._repeat):
@@ -396,7 +422,7 @@ class CudaSession:
             self._device.synchronize()
             opened = self._close_gate()
             self._device.record(start)
-            self._device.launch(launch.plan, arguments)
+            self._device.launch(launch.bound.plan, arguments)
             self._device.record(end)
             opened()
             self._device.synchronize()
@@ -418,13 +444,15 @@ class CudaSession:
         if not self._queue:
             return
         queue, self._queue = self._queue, []
-        opened = _nothing if self._repeat > 1 or self._cold else self._close_gate()
+        gated = self._repeat == 1 and not self._cold
         self._cold = False
-        try:
-            for work in queue:
-                work()
-        finally:
-            opened()
+        for at in range(0, len(queue), _BEHIND_GATE):
+            opened = self._close_gate() if gated else _nothing
+            try:
+                for work in queue[at : at + _BEHIND_GATE]:
+                    work()
+            finally:
+                opened()
 
     def _close_gate(self) -> Callable[[], None]:
         """Hold the stream back; call what is returned to let it go."""
@@ -491,7 +519,7 @@ class CudaSession:
         number = 0
         for step in program.steps:
             if isinstance(step, _Launch):
-                device.launch(step.plan, step.arguments)
+                device.launch(step.bound.plan, step.arguments)
                 number += 1
                 device.record(program.events[number], in_graph)
             else:
@@ -534,10 +562,10 @@ class CudaSession:
         words = self._words
         self._told = self._told + [
             CallTime(
-                done.launch.kernel.name,
+                done.launch.bound.kernel.name,
                 device.elapsed_us(done.start, done.end) if done.us is None else done.us,
                 done.launch.num_bytes if isinstance(done.launch.num_bytes, int) else done.launch.num_bytes(done.sizes),
-                Status(int(words[done.launch.status])),
+                Status(word) if (word := int(words[done.launch.status])) else Status.OK,
             )
             for done in self._done
         ]
@@ -685,7 +713,7 @@ def _nothing() -> None:
 
 
 def _num_bytes(shape: Sequence[int], dtype: str) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    return math.prod(shape) * _ITEM[dtype]
 
 
 def _rounded(size: int) -> int:
