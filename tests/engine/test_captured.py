@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from tests.engine import captures
 from tests.engine.captures import DIM, HEADS, KV_HEADS, LAYERS, TOKENS, two_requests
 from tinyserve_viz.cli.inspector import ContentInspector
+from tinyserve_viz.cli.main import main
 from tinyserve_viz.cli.session import Settings, prepare, run_replay, summarize_recording
 from tinyserve_viz.core.config import ContentConfig, ModelConfig
 from tinyserve_viz.core.errors import ConfigError
@@ -149,3 +151,28 @@ def test_a_recording_opens_without_the_file_and_says_that_it_is_needed_for_score
     assert again["content"]["note"].endswith("K, V and queries can be shown only where that file is")
     assert inspector.scores(0, 85, 1) is None
     assert inspector.why_not.startswith("K, V and queries were captured, their file is needed: ")
+
+
+def test_a_trace_names_its_capture_beside_itself_and_the_command_line_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pinned = hashlib.sha256(captures.write(tmp_path / "c.npz").read_bytes()).hexdigest()
+    trace = {
+        "schema": "tinyserve-viz/trace/1",
+        "engine": {"block_size": 8, "selection": "snapkv", "budget_blocks": 3, "sinks": 0, "recent": 1},
+        "content": {"kind": "npz", "path": "c.npz", "sha256": pinned},
+        "requests": [{"prompt_len": 40, "output_len": 4}],
+    }
+    (tmp_path / "t.json").write_text(json.dumps(trace))
+    replay = ["replay", str(tmp_path / "t.json"), "--kernels", "decisions", "--headless", "--quiet", "--json"]
+    assert main(replay) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["content"]["path"] == str(tmp_path / "c.npz")
+    assert summary["selection"]["policy"] == "snapkv"
+    assert summary["selection"]["budget_blocks"] == 3
+    assert main([*replay, "--content", f"npz:{captures.write(tmp_path / 'other.npz', scale=np.float32(0.5))}"]) == 0
+    other = json.loads(capsys.readouterr().out)
+    assert other["content"]["captured"]["scale"] == 0.5
+    assert other["content"]["sha256"] != summary["content"]["sha256"]
+    assert main([*replay, "--content", "iid"]) == 0
+    assert json.loads(capsys.readouterr().out)["content"]["kind"] == "iid"

@@ -67,7 +67,7 @@ def _content(text: str) -> dict[str, Any]:
     kind, colon, path = text.partition(":")
     if kind not in CONTENT_KINDS or bool(colon) != (kind == "npz") or (colon and not path):
         raise argparse.ArgumentTypeError(f"{text!r} given, expected topics, iid or npz:FILE")
-    return {"kind": kind, "path": path, "sha256": None} if kind == "npz" else {"kind": kind}
+    return {"kind": kind, "path": path} if kind == "npz" else {"kind": kind}
 
 
 def load_trace(args: argparse.Namespace, positional: str = "trace") -> Trace:

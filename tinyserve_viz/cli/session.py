@@ -98,7 +98,10 @@ def prepare(trace: Trace, settings: Settings) -> Header:
         )
     if rules.null_block and engine.num_blocks < 2:
         raise ConfigError("num_blocks is 1, expected 2 or more: block 0 is the null block")
-    content = with_overrides(ContentConfig(seed=trace.seed), {**trace.content, **_given(settings.content)})
+    declared = {**trace.content, **_given(settings.content)}
+    if settings.content.get("path") is not None and "sha256" not in _given(settings.content):
+        declared.pop("sha256", None)  # it pinned the trace's own file
+    content = with_overrides(ContentConfig(seed=trace.seed), declared)
     workload = workload_of(trace, engine.block_size, rules.cache_outputs, settings.arrivals)
     captured: dict[str, Any] | None = None
     if content.kind == "npz":
