@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tinyserve_viz.analysis.compaction import CompactionPreview, preview
 from tinyserve_viz.analysis.inspection import Inspector, ScoreRule, Scores, Shares
+from tinyserve_viz.analysis.quality import near_chance
 from tinyserve_viz.core import events as ev
 from tinyserve_viz.core.state import CacheState
 from tinyserve_viz.recording.header import Header
@@ -216,6 +217,9 @@ def _rates(event: ev.BlocksSelected, at: int, state: CacheState, seq: int) -> tu
 
     chance = _mean_of(event.chances, event, at)
     by_lot = f", by lot {100 * chance:.0f} %" if chance is not None else ""
+    recall = _mean_of(event.recalls, event, at)
+    if recall is not None and chance is not None and near_chance(recall, chance):
+        by_lot += ": near chance"
     prompt = int(state.workload.prompt_len[state.workload.request_of_seq[seq]]) if seq >= 0 else 0
     hot = state.hot_requests
     return (

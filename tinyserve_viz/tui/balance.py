@@ -67,7 +67,7 @@ def _pair(what: str, shares: Shares, styles: list[look.Style], letters: str, wid
     names = f"{names} a worker each" if len(names) + 15 <= before_width else f"{len(letters)}, a worker each"
     foot = look.line((look.clip(names, before_width), look.DIM))
     foot.append(" " * (before_width + _GAP - foot.cell_len))
-    foot.append(look.clip(f"{number} workers, even shares of all blocks", after_width), look.DIM)
+    foot.append(look.clip(f"{number} workers, even shares", after_width), look.DIM)
     found.append(foot)
     return found[:height]
 

@@ -140,8 +140,10 @@ def _strips(view: View, chosen: Selection, width: int, by_head: bool) -> tuple[l
         return [], look.line((look.clip(chosen.no_scores, width), look.DIM))
     run = -(-blocks // max(8, width - _LABEL))
     name = view.frame.name(int(chosen.seqs[chosen.at]))
-    each = "a sign a block" if run == 1 else f"1 sign = {run} blocks, their highest"
-    caption = look.line((look.clip(f"{name}: {blocks:,} blocks, {each}; ■ read, □ not", width), look.DIM))
+    each = "a sign a block" if run == 1 else f"1 sign = the highest of {run}"
+    budget = f"{chosen.choice(chosen.at).budget:,}{' a head' if chosen.num_heads > 1 else ''}"
+    told = f"{name}: budget {budget} of {blocks:,} blocks; {each}; ■ read, □ not"
+    caption = look.line((look.clip(told, width), look.DIM))
     logical = view.frame.table.logical_of(view.cursor) if view.cursor >= 0 else -1
     here = logical // run if logical >= 0 else -1
     scores = chosen.scores
@@ -243,14 +245,17 @@ def _size(num_bytes: int) -> str:
 
 
 def _rates_in_short(chosen: Selection, width: int) -> list[Text]:
-    rates = [f"{rate.name} {look.percent(rate.value, 0)}".replace(" ", "\xa0") for rate in chosen.rates]
+    rates = []
+    for rate in chosen.rates:
+        warning = " (near chance)" if rate.others.endswith("near chance") else ""
+        rates.append(f"{rate.name} {look.percent(rate.value, 0)}{warning}".replace(" ", "\xa0"))
     return [look.line((text.replace("\xa0", " "), look.PLAIN)) for text in look.wrap(" · ".join(rates), width)]
 
 
 def _rates_in_words(chosen: Selection, width: int) -> list[Text]:
     found = []
     for rate in chosen.rates:
-        meaning = rate.meaning if rate.value is not None else "nothing to measure it by"
+        meaning = rate.meaning if rate.value is not None else "not measured in this step"
         if rate.others and len(meaning) + len(rate.others) + 28 <= width:
             meaning += f" ({rate.others})"
         words = (look.clip(meaning, width - 25), look.DIM)
