@@ -64,8 +64,9 @@ class Ask:
             print(f"tinyserve-viz claims: {what}", file=sys.stderr)
 
     def lengths(self, trace: Trace) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Prompt and output length of every request, int64."""
-        pairs = np.array([(r.prompt_len, r.output_len) for r in trace.requests], dtype=np.int64)
+        """Prompt and output length of every request, of each sample where it has several, int64."""
+        samples = [(r.prompt_len, r.output_len) for r in trace.requests for _ in range(r.n)]
+        pairs = np.array(samples, dtype=np.int64)
         return pairs[:, 0], pairs[:, 1]
 
     def replay(self, trace: Trace, arrivals: str = "trace", **engine: Any) -> Counted:
@@ -108,7 +109,7 @@ def count(trace: Trace, engine: dict[str, Any], arrivals: str = "trace") -> Coun
     while running.step():
         found.step_us.append(running.state.time_us - time_us)
         time_us = running.state.time_us
-    found.totals = metrics.as_dict(running.state)
+    found.totals = {**metrics.as_dict(running.state), "hot_region": metrics.hot_region.hit_rate}
     return found
 
 

@@ -21,7 +21,7 @@ Found = tuple[list[Number], str]
 BLOCK_SIZES = (8, 16, 32, 64, 128)
 BASELINES = ("contiguous", "pow2", "exact")
 CLAIMED_USE, CLAIMED_OTHERS = 0.96, (0.60, 0.80)
-_DECODING = "Σ tokens / Σ slots over (request, decode step)"
+_DECODING = "Σ tokens / Σ slots over (sequence, decode step)"
 
 
 def reservation(trace: Trace) -> int:
@@ -43,7 +43,7 @@ def utilisation(ask: Ask) -> Found:
         if mean is None:
             continue
         reserve = reservation(trace)
-        numbers.append(counted("mean length", mean, "tokens", "mean context over (request, decode step)", trace.name))
+        numbers.append(counted("mean length", mean, "tokens", "mean context over (sequence, decode step)", trace.name))
         shares = {}
         for size in BLOCK_SIZES:
             share = use.paged(prompt, output, size)

@@ -109,6 +109,10 @@ def hit_rate(ask: Ask) -> Found:
         if rate is not None:
             words = "prompt tokens found in the prefix cache: another hit rate, selection does not change it"
             numbers.append(counted("prefix hit", rate, "%", words, ask.first(trace)))
+        hot = ask.replay(trace, "trace", eviction="seed").totals["hot_region"]
+        if hot is not None:
+            words = "requests for blocks by sequences past 5 decode steps that got one of the hot region, eviction seed"
+            numbers.append(counted("hot-region hit", hot, "%", words, ask.first(trace)))
     return numbers, (
         f"mass that the box score keeps beyond others at one budget: {'; '.join(said)}; which hit rate the claim "
         "means, and over what, it does not say"
