@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.engine.fragmented_pool import Memory, Pool, end_step, fragmented_pool
+from tests.engine.test_pipeline import engine_on
 from tinyserve_viz.analysis.compaction import preview
 from tinyserve_viz.analysis.fragmentation import measure
 from tinyserve_viz.cli.session import Settings, prepare, run_replay
@@ -180,6 +182,29 @@ def test_every_rule_keeps_every_invariant_with_and_without_kernels(how: str, ker
     if how == "plain":
         assert found["moves"] > 0
     assert found["bytes"] == found["moves"] * 2 * 16 * 2 * 2 * 64 * 2
+
+
+@pytest.mark.parametrize("lost", ["a value", "a block"])
+def test_a_move_that_changes_what_a_sequence_reads_is_found_by_the_proof(lost: str) -> None:
+    class Careless(NumpyBackend):
+        def run(self, kernel: Any, arrays: Any, scalars: Any) -> Any:
+            outputs = super().run(kernel, arrays, scalars)
+            if kernel.name == "memory_compaction":
+                target = int(arrays["moves"][0, 1])
+                if lost == "a value":
+                    arrays["value_cache"][0, target, 0] += 1
+                else:
+                    arrays["key_cache"][:, target] = 0
+            return outputs
+
+    settings = Settings(engine={"compaction": "plain"}, attention="flash")
+    engine, events = engine_on(settings, read_trace(QUICKSTART), Careless())
+    assert engine.kernels is not None
+    while engine.step() and not any(isinstance(e, ev.CompactionPlanned) and len(e.src) for e in events[-40:]):
+        pass
+    found = [v.message for v in engine.kernels.violations if v.invariant == "I8"]
+    assert found
+    assert set(found) == {"compaction changed what a sequence reads"}
 
 
 def test_unless_told_otherwise_only_replays_with_kernels_compact() -> None:
