@@ -441,7 +441,8 @@ class Engine:
                     plan.num_pending += self._num_copies(self._shared_writers(np.array([seq], dtype=np.int32)))
                 if self.rules.allocate == "in_turn":
                     self._flush(plan)
-                    self._index_scheduled(np.array([seq], dtype=np.int32), take)
+                    if (ctx + take) // bs > ctx // bs:
+                        self._index_scheduled(np.array([seq], dtype=np.int32), take)
         alive = [seq for seq in decoding if state.status[seq] == st.RUNNING]
         if alive:
             plan.decoding = np.concatenate([plan.decoding, np.array(alive, dtype=np.int32)])
@@ -451,7 +452,8 @@ class Engine:
         state, bs = self.state, self.config.block_size
         while True:
             needed = max(0, -(-(int(state.ctx[seq]) + take) // bs) - int(state.num_held[seq]))
-            needed += self._num_copies(self._shared_writers(np.array([seq], dtype=np.int32)))
+            if state.has_forks:
+                needed += self._num_copies(self._shared_writers(np.array([seq], dtype=np.int32)))
             if needed <= state.num_available - plan.num_pending:
                 return True
             self._flush(plan)
@@ -696,8 +698,10 @@ class Engine:
         """
         state, w, bs = self.state, self.workload, self.config.block_size
         blocks, hashes = [], []
-        for seq, start, end in zip(seqs.tolist(), (before // bs).tolist(), (after // bs).tolist(), strict=True):
-            if end > start and not self.is_child[seq]:
+        starts, ends = before // bs, after // bs
+        filled = np.flatnonzero(ends > starts)
+        for seq, start, end in zip(seqs[filled].tolist(), starts[filled].tolist(), ends[filled].tolist(), strict=True):
+            if not self.is_child[seq]:
                 known = w.hashes_of(int(w.request_of_seq[seq]))
                 if not self.rules.cache_outputs:
                     known = known[: int(w.prompt_len[w.request_of_seq[seq]]) // bs]
