@@ -221,3 +221,9 @@ def test_where_no_row_names_a_baseline_the_first_of_a_shape_is_it(tmp_path: Path
             for impl, shape, us in (("peer", "s", 4.0), ("ours", "s", 1.0), ("ours", "t", 3.0))]  # fmt: skip
     panel = BENCH_CHARTS[1].draw(bench(tmp_path / "b.json", rows=rows)).panels[0]
     assert (panel.title, panel.y.categories) == ("a, over peer", ("ours, s – 4×",))
+
+
+def test_kernels_stand_in_the_order_in_which_steps_ran_them() -> None:
+    assert source._merged([["write", "attend"], ["copy", "write", "score", "attend", "free"], ["plan", "free"]]) == [
+        "copy", "write", "score", "attend", "plan", "free",
+    ]  # fmt: skip

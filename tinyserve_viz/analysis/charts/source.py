@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from functools import cached_property
 from operator import itemgetter
@@ -40,6 +40,9 @@ STEP_COLUMNS = (
 )
 _PLACE = {field.name: place for place, field in enumerate(fields(ev.StepEnded))}
 _PREFILLED = _PLACE["prefilled"]
+_NAMES, _CALLS, _TOTAL_US, _BYTES, _PROVENANCE = (
+    ev.KernelsTimed.OBSERVED.index(name) for name in ("names", "calls", "total_us", "bytes", "provenance")
+)
 _STAY = ("used_blocks", "cached_free_blocks", "free_blocks", "resident_tokens", "used_slots", "peak_blocks")
 _SAMPLES = 96  # states looked at for fragmentation over time: a seek takes 5 to 20 ms
 _FULL_READ = 20_000  # events; up to here every step's state is looked at
@@ -66,7 +69,7 @@ class RunSource:
         return {name: _column(rows, _PLACE[name]) for name in STEP_COLUMNS}
 
     @cached_property
-    def _ended(self) -> list[tuple[Any, ...]]:
+    def _ended(self) -> list[list[Any]]:
         return self.timeline.rows_of_kind(ev.StepEnded)[1]
 
     @property
@@ -109,29 +112,31 @@ class RunSource:
     def kernels(self) -> tuple[list[str], F64, F64, I64, str]:
         """Names, then per step and kernel (steps × kernels) µs, calls and bytes, and how the times were taken.
 
+        Names are in the order in which kernels ran: one that a step ran first after another stands behind it.
+
         Raises:
             NothingToPlot: no kernels ran.
         """
-        names: dict[str, int] = {}
-        places: dict[str, I64] = {}  # of the names in one event: most steps run the same kernels
-        found: list[tuple[int, I64, ev.KernelsTimed]] = []
-        for _, step, event in self.events(ev.KernelsTimed):
-            if event.names not in places:
-                own = [names.setdefault(name, len(names)) for name in event.names.split()]
-                places[event.names] = np.array(own, dtype=np.int64)
-            found.append((step, places[event.names], event))
+        steps, rows = self.timeline.rows_of_kind(ev.KernelsTimed, observed=True)
+        together = dict.fromkeys(row[_NAMES] for row in rows)  # most steps run the same kernels
+        names = _merged(words.split() for words in together)
+        places = {words: np.array([names.index(name) for name in words.split()], dtype=np.int64) for words in together}
         if not names:
             raise NothingToPlot(
                 f"{self.name}: no kernels ran in it, so there are no kernel times; replay with --kernels all"
             )
-        shape = (max(self.num_steps, found[-1][0] + 1), len(names))
-        cells = np.repeat([step for step, _, _ in found], [len(own) for _, own, _ in found])
-        where = (cells, np.concatenate([own for _, own, _ in found]))
-        spent_us, num_calls, num_bytes = np.zeros(shape), np.zeros(shape), np.zeros(shape, dtype=np.int64)
-        np.add.at(spent_us, where, np.concatenate([event.total_us for _, _, event in found]))
-        np.add.at(num_calls, where, np.concatenate([event.calls for _, _, event in found]))
-        np.add.at(num_bytes, where, np.concatenate([event.bytes for _, _, event in found]))
-        return list(names), spent_us, num_calls, num_bytes, found[-1][2].provenance
+        shape = (max(self.num_steps, steps[-1] + 1), len(names))
+        own = [places[row[_NAMES]] for row in rows]
+        cells = np.repeat(np.array(steps), [len(kernels) for kernels in own]) * len(names) + np.concatenate(own)
+
+        def summed(place: int, dtype: str) -> F64:
+            """Of one array of the events, by step and kernel; sums of whole numbers are exact up to 2^53."""
+            values = np.frombuffer(b"".join(row[place].data for row in rows), dtype=dtype)
+            sums = np.bincount(cells, weights=values, minlength=shape[0] * shape[1])
+            return np.asarray(sums, dtype=np.float64).reshape(shape)
+
+        total_us, num_calls, num_bytes = summed(_TOTAL_US, "<f8"), summed(_CALLS, "<i4"), summed(_BYTES, "<i8")
+        return names, total_us, num_calls, num_bytes.astype(np.int64), str(rows[-1][_PROVENANCE])
 
     @property
     def has_kernels(self) -> bool:
@@ -258,7 +263,20 @@ class RunSource:
         return tuple(parts)
 
 
-def _column(rows: list[tuple[Any, ...]], place: int) -> I64:
+def _merged(orders: Iterable[list[str]]) -> list[str]:
+    """One order of all names: a new one goes behind the name before it, or before the next that is known."""
+    merged: list[str] = []
+    for order in orders:
+        known = (merged.index(name) for name in order if name in merged)
+        place = next(known, len(merged))
+        for name in order:
+            if name not in merged:
+                merged.insert(place, name)
+            place = merged.index(name) + 1
+    return merged
+
+
+def _column(rows: list[list[Any]], place: int) -> I64:
     return np.fromiter(map(itemgetter(place), rows), np.int64, len(rows))
 
 
