@@ -32,6 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--budget-s", type=float, default=float("inf"), metavar="S", help="start no row after S seconds"
     )
     parser.add_argument("--markdown", action="store_true", help="print tables for a document")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.epilog = (
         "examples:\n"
         "  tinyserve-viz kernels bench --grid quick -o bench.json\n"
@@ -76,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
+    from tinyserve_viz.cli.progress import busy
     from tinyserve_viz.core.toolkit import find_nvcc
     from tinyserve_viz.kernels.bench.row import HEAD, line
     from tinyserve_viz.kernels.bench.run import run_bench
@@ -93,7 +95,9 @@ def _measure(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
         started = True
         print(line(row), flush=True)
 
-    return run_bench(gpu, args.grid, names, args.budget_s, report=None if args.json or args.markdown else report)
+    silent = args.json or args.markdown
+    with busy("bench", args.quiet or not silent):
+        return run_bench(gpu, args.grid, names, args.budget_s, report=None if silent else report)
 
 
 def _title(found: dict[str, Any]) -> str:

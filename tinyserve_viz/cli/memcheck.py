@@ -51,6 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kernel", action="append", default=[], metavar="NAME", help="this kernel only; repeatable")
     parser.add_argument("--nvcc", metavar="PATH", help="compiler (default: $CUDA_HOME, PATH, then NVIDIA's wheels)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.epilog = (
         "examples:\n"
         "  tinyserve-viz memcheck\n"
@@ -62,6 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run each tool over the cases; 1 when there is a finding."""
     from tinyserve_viz.cli.on_gpu import compiled, program_for
+    from tinyserve_viz.cli.progress import busy
     from tinyserve_viz.kernels.backend import kernel_named
     from tinyserve_viz.kernels.cuda_backend import gpu_for
 
@@ -69,10 +71,12 @@ def run(args: argparse.Namespace) -> int:
     tools = TOOLS if not args.tool or "all" in args.tool else tuple(dict.fromkeys(args.tool))
     gpu = gpu_for("memcheck needs a GPU")
     sanitizer = program_for("memcheck")
-    compiled(gpu, names, args.nvcc)  # so that no compiler runs under the sanitizer
+    with busy("compiling", args.quiet):
+        compiled(gpu, names, args.nvcc)  # so that no compiler runs under the sanitizer
     runs = []
     for tool in tools:
-        runs.append(_run(sanitizer, tool, names, args.nvcc))
+        with busy(f"{tool} over the cases", args.quiet):
+            runs.append(_run(sanitizer, tool, names, args.nvcc))
         if not args.json:
             print(_text(runs[-1]), flush=True)
     if args.json:

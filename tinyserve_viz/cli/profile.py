@@ -51,6 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--nvcc", metavar="PATH", help="compiler (default: $CUDA_HOME, PATH, then NVIDIA's wheels)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.epilog = (
         "examples:\n"
         "  tinyserve-viz profile --kernel paged_attention --shape 'B=64 L=4096'\n"
@@ -62,14 +63,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Profile and print one line a launch."""
     from tinyserve_viz.cli.on_gpu import compiled, program_for
+    from tinyserve_viz.cli.progress import busy
     from tinyserve_viz.kernels.backend import kernel_named
     from tinyserve_viz.kernels.cuda_backend import gpu_for
 
     names = [kernel_named(name).name for name in args.kernel]
     gpu = gpu_for("profile needs a GPU")
     ncu = program_for("profile")
-    compiled(gpu, names, args.nvcc)
-    launches = _profile(ncu, names, args)
+    with busy(f"profiling {', '.join(names)}", args.quiet):
+        compiled(gpu, names, args.nvcc)
+        launches = _profile(ncu, names, args)
     if args.json:
         units = {name: metric for name, (metric, _) in METRICS.items()}
         rows = [asdict(launch) for launch in launches]
