@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tinyserve_viz.core.errors import ConfigError, GpuUnavailable, KernelError
+from tinyserve_viz.core.toolkit import OLDEST_GPU
 from tinyserve_viz.kernels.numpy_backend import NumpyBackend
 from tinyserve_viz.kernels.session import HostSession, Session
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from tinyserve_viz.recording.header import Header
 
 BACKENDS = ("auto", "numpy", "cuda")
-OLDEST_GPU = (7, 5)
 _WORKSPACE = 256 << 20  # bytes beside the pool, for results, staging and what kernels need on the way
 
 

@@ -21,7 +21,6 @@ from tinyserve_viz.core.errors import KernelError
 
 GPU = "running kernels on a GPU"
 BUILDING = "building PyCUDA"
-OLDEST_GPU = (7, 5)
 _PATIENCE_S = 20
 _SETUP = "~/.aksetup-defaults.py"  # the one place where a build of PyCUDA by pip looks for settings
 _PACKAGES = "'pycuda>=2025.1.2' nvidia-ml-py"
@@ -145,7 +144,7 @@ def _gpu() -> Check:
     if answer.returncode or not first:
         return Check("GPU", False, first[0] if first else "no answer", GPU, "modprobe nvidia, or reboot")
     capability = re.search(r"(\d+)\.(\d+)\s*$", first[0])
-    if capability and (int(capability[1]), int(capability[2])) < OLDEST_GPU:
+    if capability and (int(capability[1]), int(capability[2])) < toolkit.OLDEST_GPU:
         return Check("GPU", False, f"{first[0]}: older than 7.5", GPU, "none can mend it: replay --backend numpy")
     return Check("GPU", True, first[0], GPU)
 

@@ -18,6 +18,7 @@ from tinyserve_viz.core.errors import KernelError
 
 # Older compilers do not know sm_100 and sm_120.
 OLDEST = (12, 8)
+OLDEST_GPU = (7, 5)  # compute capability: the oldest that CUDA 13 compiles for
 SEARCHED = "--nvcc, $CUDA_HOME, PATH and the nvidia-cuda-nvcc wheels"
 # The packages of the extra `nvcc`: NVIDIA's compiler, its device compiler, the headers that kernels include, and one
 # (cudaProfiler.h) that PyCUDA does.
