@@ -15,7 +15,7 @@ from tinyserve_viz.cli.session import Settings, prepare, run_replay
 from tinyserve_viz.core import events as ev
 from tinyserve_viz.core.config import EngineConfig, ModelConfig
 from tinyserve_viz.core.state import CacheState
-from tinyserve_viz.engine.quality import Truth, Watcher, oracle_choice, tokens_of
+from tinyserve_viz.engine.quality import Truth, Watcher, oracle_choice
 from tinyserve_viz.memory.policies.selection import selection_named
 
 GROUP = HEADS // KV_HEADS
@@ -143,14 +143,6 @@ def test_reuse_and_next_step_recall_look_back_one_step_and_no_further() -> None:
 def test_the_oracle_takes_the_greatest_mass_and_the_lower_block_of_equals() -> None:
     mass = np.array([[[0.1, 0.4, 0.4, 0.1], [0.25, 0.25, 0.25, 0.25]]], dtype=np.float32)
     assert oracle_choice(mass, np.array([[3, 2]])).tolist() == [[[True, True, True, False], [True, True, False, False]]]
-
-
-def test_tokens_read_count_the_partly_filled_last_block_and_shared_choices_for_every_head() -> None:
-    context = np.array([19, 8], dtype=np.int32)
-    per_head = np.array([[[1, 0, 1], [0, 0, 1]], [[1, 0, 0], [1, 0, 0]]], dtype=np.bool_)
-    assert tokens_of(per_head, context, 8, 2) == (8 + 3) + 3 + 8 + 8
-    shared = np.array([[[1, 0, 1]], [[1, 0, 0]]], dtype=np.bool_)
-    assert tokens_of(shared, context, 8, 2) == 2 * (8 + 3) + 2 * 8
 
 
 def test_what_was_read_to_choose_depends_on_the_policy() -> None:

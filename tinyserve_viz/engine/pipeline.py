@@ -504,12 +504,14 @@ class KernelPipeline:
             errors = error.ravel().astype(np.float32)
         watched: dict[str, Any] = {}
         if f"{layer}.block_peak" in found:
-            chosen = chosen_mask(selected, self.memory.held["block_table"].shape[1])
+            num_blocks = -(-context // bs)
+            longest = int(num_blocks.max())  # the tables may be much wider
+            chosen = chosen_mask(selected, longest)
             truth = Truth(
-                score=found[f"{layer}.block_score"][slots],
-                mass=found[f"{layer}.block_mass"][slots],
-                peak=found[f"{layer}.block_peak"][slots],
-                num_blocks=-(-context // bs),
+                score=found[f"{layer}.block_score"][slots, :, :longest],
+                mass=found[f"{layer}.block_mass"][slots, :, :longest],
+                peak=found[f"{layer}.block_peak"][slots, :, :longest],
+                num_blocks=num_blocks,
                 scale=self.content.scale,
                 reduction=self.chooser.box_reduction,
             )
