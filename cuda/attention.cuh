@@ -15,7 +15,7 @@
 constexpr int ATTENTION_WARPS = 4;
 constexpr int UNROLL = 4;
 constexpr int LANE_CHANNELS = 8;
-constexpr int MAX_WARP_HEADS = 4;
+constexpr int MAX_WARP_HEADS = 2;
 constexpr int MAX_HEAD_DIM = WARP_SIZE * LANE_CHANNELS;
 constexpr float LOG2_OF_E = 1.44269504f;
 constexpr float LN_2 = 0.69314718f;
@@ -28,10 +28,10 @@ struct Cache {
 };
 
 // Shared memory in which the warps of a thread block meet, large enough for every form.
-struct Meeting {
-    float value[ATTENTION_WARPS * MAX_WARP_HEADS * MAX_HEAD_DIM];
-    float max[ATTENTION_WARPS * MAX_WARP_HEADS];
-    float sum[ATTENTION_WARPS * MAX_WARP_HEADS];
+struct __align__(16) Meeting {
+    float value[ATTENTION_WARPS * 4 * MAX_HEAD_DIM];
+    float max[ATTENTION_WARPS * 8];
+    float sum[ATTENTION_WARPS * 8];
 };
 
 // exp2(a - b) where b is the larger of the two; two -inf give 0.
@@ -207,98 +207,15 @@ template <int ROW_LANES, typename UnitOf, typename Sink>
 __device__ void attend_heads(const half* query, int64_t group, const Cache& cache, int64_t kv_head, float scale,
                              int64_t low, int64_t high, UnitOf unit_of, Sink sink, Meeting& meeting) {
     if (group == 1) attend_rows<ROW_LANES, 1>(query, group, cache, kv_head, scale, low, high, unit_of, sink, meeting);
-    else if (group == 2) attend_rows<ROW_LANES, 2>(query, group, cache, kv_head, scale, low, high, unit_of, sink, meeting);
-    else attend_rows<ROW_LANES, 4>(query, group, cache, kv_head, scale, low, high, unit_of, sink, meeting);
+    else attend_rows<ROW_LANES, 2>(query, group, cache, kv_head, scale, low, high, unit_of, sink, meeting);
 }
 
+// The plain form, for every shape.
 template <typename UnitOf, typename Sink>
-__device__ void attend(const half* query, int64_t group, const Cache& cache, int64_t kv_head, float scale, int64_t low,
-                       int64_t high, UnitOf unit_of, Sink sink) {
-    __shared__ Meeting meeting;
+__device__ void attend_plainly(const half* query, int64_t group, const Cache& cache, int64_t kv_head, float scale,
+                               int64_t low, int64_t high, UnitOf unit_of, Sink sink, Meeting& meeting) {
     if (cache.head_dim <= 32) attend_heads<4>(query, group, cache, kv_head, scale, low, high, unit_of, sink, meeting);
     else if (cache.head_dim <= 64) attend_heads<8>(query, group, cache, kv_head, scale, low, high, unit_of, sink, meeting);
     else if (cache.head_dim <= 128) attend_heads<16>(query, group, cache, kv_head, scale, low, high, unit_of, sink, meeting);
     else attend_heads<32>(query, group, cache, kv_head, scale, low, high, unit_of, sink, meeting);
-}
-
-// The work list of dynamic_workload_balancing and where the parts of a sequence wait for each other.
-struct WorkList {
-    const int* segments;           // [max_segments][3] sequence, first unit, end unit, or null: no list
-    const int64_t* segment_range;  // [num_workers][2]
-    const int* seq_segments;       // [num_seqs][2] first segment, number of segments
-    float* partial_output;         // [max_segments][num_heads][head_dim], not yet divided
-    float* partial_ml;             // [max_segments][num_heads][2] maximum in powers of two, sum
-    int64_t max_segments, num_seqs;
-};
-
-struct Segment {
-    int64_t seq, low, high;  // seq -1: it belongs to nobody
-};
-
-// A segment as the list has it; one outside its sequence of `units_of(seq)` units is empty, and flagged.
-template <typename UnitsOf>
-__device__ __forceinline__ Segment segment_of(const WorkList& list, int64_t at, UnitsOf units_of, int* status) {
-    Segment part = {list.segments[3 * at], list.segments[3 * at + 1], list.segments[3 * at + 2]};
-    const bool known = part.seq >= 0 && part.seq < list.num_seqs;
-    if (!known) part.seq = -1;
-    if (known && part.low >= 0 && part.low <= part.high && part.high <= units_of(part.seq)) return part;
-    if (threadIdx.x == 0) atomicOr(status, STATUS_RANGE);
-    part.low = part.high = 0;
-    return part;
-}
-
-// Put the parts of one query head together, in the order of its sequence's segments. The whole thread block calls it:
-// first threads over segments for the maximum and the weights, then threads over channels with the loads of many
-// segments in flight.
-__device__ __forceinline__ void merge_parts(const WorkList& list, int64_t seq, int64_t head, int64_t num_heads,
-                                            int64_t head_dim, half* output, float* lse) {
-    __shared__ float weight[WARP_SIZE * ATTENTION_WARPS];
-    __shared__ float warp_top[ATTENTION_WARPS];
-    const int64_t first = max(list.seq_segments[2 * seq], 0);
-    const int64_t end = min(first + max(list.seq_segments[2 * seq + 1], 0), list.max_segments);
-    const auto ml = [&](int64_t segment) { return list.partial_ml + (segment * num_heads + head) * 2; };
-    float top = -INFINITY;
-    for (int64_t segment = first + threadIdx.x; segment < end; segment += blockDim.x) {
-        if (list.segments[3 * segment] == seq) top = fmaxf(top, ml(segment)[0]);
-    }
-    top = warp_reduce_max(top);
-    if (threadIdx.x % WARP_SIZE == 0) warp_top[threadIdx.x / WARP_SIZE] = top;
-    __syncthreads();
-    for (int w = 0; w < ATTENTION_WARPS; ++w) top = fmaxf(top, warp_top[w]);
-    float sum = 0.0f, value[MAX_HEAD_DIM / (WARP_SIZE * ATTENTION_WARPS)] = {};
-    for (int64_t tile = first; tile < end; tile += blockDim.x) {
-        const int64_t own = tile + threadIdx.x;
-        const bool there = own < end && list.segments[3 * own] == seq;
-        const float part = there ? rescale(ml(own)[0], top) : 0.0f;
-        __syncthreads();  // the weights of the tile before have been read
-        weight[threadIdx.x] = part;
-        sum += part != 0.0f ? part * ml(own)[1] : 0.0f;
-        __syncthreads();
-        const int parts = (int)min((int64_t)blockDim.x, end - tile);
-        for (int k = 0; k * (int)blockDim.x < head_dim; ++k) {
-            const int64_t d = threadIdx.x + k * (int64_t)blockDim.x;
-            if (d >= head_dim) break;
-            const float* from = list.partial_output + (tile * num_heads + head) * head_dim + d;
-            float total = value[k];
-#pragma unroll 8
-            for (int i = 0; i < parts; ++i) {
-                const float w = weight[i];
-                const float held = w != 0.0f ? from[i * num_heads * head_dim] : 0.0f;
-                total += w * held;
-            }
-            value[k] = total;
-        }
-    }
-    sum = warp_reduce_sum(sum);
-    __syncthreads();
-    if (threadIdx.x % WARP_SIZE == 0) warp_top[threadIdx.x / WARP_SIZE] = sum;
-    __syncthreads();
-    sum = 0.0f;
-    for (int w = 0; w < ATTENTION_WARPS; ++w) sum += warp_top[w];
-    for (int k = 0; k * (int)blockDim.x < head_dim; ++k) {
-        const int64_t d = threadIdx.x + k * (int64_t)blockDim.x;
-        if (d >= head_dim) break;
-        output[(seq * num_heads + head) * head_dim + d] = __float2half(sum == 0.0f ? 0.0f : value[k] / sum);
-    }
-    if (threadIdx.x == 0) lse[seq * num_heads + head] = sum == 0.0f ? -INFINITY : top * LN_2 + logf(sum);
 }

@@ -1,11 +1,11 @@
-// Attention over the selected blocks only; given boxes, it scores and chooses them itself, in the same launch (fused).
-// One thread block of four warps per (sequence, KV head), or per (worker, KV head) over segments of the kept list; what
-// is read and how, attention.cuh draws. With boxes and no work list, the thread block first scores its row's blocks and
-// selects, as block_scoring and cache_selection do; with both, a launch before it selects. A merge as in
-// flash_paged_attention.
+// Attention over the selected blocks only; given boxes, the same call scores and chooses them first (fused).
+// With boxes, a launch of one warp per 16 blocks scores (box_scores.cuh) and one of a thread block per (sequence, KV head)
+// selects (selection.cuh). Then one thread block of four warps per (part of a sequence's kept list, KV head), or per
+// (worker, KV head) over segments of the lists, attends as flash_paged_attention does and merges as it does.
 // TinyServe S:391-521 and arXiv 2509.12211; Quest, arXiv 2406.10774.
-#include "attention.cuh"
-#include "selection.cuh"
+#include "attention_tiles.cuh"
+#include "box_scores.cuh"
+#include "work_list.cuh"
 
 #define QUERY_AWARE_PARAMETERS                                                                                        \
     const half *query, const half *key_cache, const half *value_cache, const int *block_table, const int *seq_lens,   \
@@ -27,49 +27,52 @@ __device__ __forceinline__ Row row_of(const int* seq_lens, int64_t seq, int64_t 
     return {length, (length + block_size - 1) / block_size};
 }
 
-// Score the blocks of a row from their boxes and choose by the paper's budget. The whole thread block calls it.
-__device__ void score_and_select(const half* query, const half* box, const int* table, const Row& row, int64_t kv_head,
-                                 int64_t group, float* score, int* list, int* count, int64_t head_dim,
-                                 int64_t num_blocks, int64_t num_kv_heads, int64_t max_selected, int reduction,
-                                 int ratio_permille, int sinks, int recent, int budget_blocks, int* status) {
-    const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE, warps = blockDim.x / WARP_SIZE;
-    int flags = 0;
-    for (int64_t logical = warp; logical < row.blocks; logical += warps) {
-        const int block = table[logical];
-        const bool held = block >= 0 && block < num_blocks;
-        if (!held) flags |= block == -1 ? STATUS_UNMAPPED : STATUS_RANGE;
-        const half* low = box + box_offset(held ? block : 0, kv_head, 0, 0, num_kv_heads, head_dim);
-        GroupReduction reduced(reduction);
-        for (int64_t i = 0; held && i < group; ++i) {
-            reduced.add(box_score(query + i * head_dim, low, low + head_dim, head_dim));
-        }
-        const float value = held ? reduced.result() : -INFINITY;
-        if (isnan(value)) flags |= STATUS_NOT_A_NUMBER;
-        if (lane == 0) score[logical] = value;
+// Fused, first: the scores. Four warps of 16 blocks each per (run of blocks, sequence, KV head).
+extern "C" __global__ void __launch_bounds__(128, 4) query_aware_paged_attention_score(QUERY_AWARE_PARAMETERS) {
+    const int64_t first = ((int64_t)blockIdx.x * SCORE_WARPS + threadIdx.x / WARP_SIZE) * SCORE_BLOCKS;
+    const int64_t seq = blockIdx.y, kv_head = blockIdx.z, own = first + threadIdx.x % WARP_SIZE;
+    if (seq >= num_seqs || kv_head >= num_kv_heads) return;
+    const Row row = row_of(seq_lens, seq, block_size, max_blocks_per_seq, status);
+    if (first >= row.blocks) return;  // whole warps leave
+    const int* table = block_table + seq * max_blocks_per_seq;
+    if (threadIdx.x % WARP_SIZE < SCORE_BLOCKS && own < row.blocks && (table[own] < 0 || table[own] >= num_blocks)) {
+        atomicOr(status, table[own] == -1 ? STATUS_UNMAPPED : STATUS_RANGE);
     }
-    __syncthreads();
+    const Scoring call = {query,        box,       num_heads, head_dim, num_blocks,
+                          num_kv_heads, max_blocks_per_seq, reduction, false};
+    score_blocks(call, table, score, first, row.blocks, seq, kv_head);
+}
+
+// Fused, second: the choice by the paper's budget. One thread block per (sequence, KV head).
+extern "C" __global__ void __launch_bounds__(1024, 1) query_aware_paged_attention_select(QUERY_AWARE_PARAMETERS) {
+    __shared__ SelectMemory memory;
+    const int64_t seq = blockIdx.x, kv_head = blockIdx.y;
+    if (seq >= num_seqs) return;
+    const Row row = row_of(seq_lens, seq, block_size, max_blocks_per_seq, status);
+    const int64_t at = seq * num_kv_heads + kv_head;
+    const float* const scores = score + at * max_blocks_per_seq;
     int64_t budget = paper_budget(row.blocks, ratio_permille, sinks, recent, budget_blocks);
+    bool undefined = false;
+    int flags = 0;
     if (budget > max_selected) {
         flags |= STATUS_RANGE;
         budget = 0;
     }
-    select_best([&](int64_t block) { return selection_key(score[block], block, row.blocks, sinks, recent); }, row.blocks,
-                budget, list, max_selected);
-    if (threadIdx.x == 0) *count = (int)budget;
+    const auto score_of = [&](int64_t block, bool& not_a_number) {
+        not_a_number |= isnan(scores[block]);
+        return scores[block];
+    };
+    int* const list = selected + at * max_selected;
+    if (!select_best_at_once(score_of, row.blocks, max_blocks_per_seq, budget, list, max_selected, sinks, recent,
+                             undefined, memory)) {
+        __syncthreads();
+        for (int64_t i = threadIdx.x; i < row.blocks; i += blockDim.x) undefined |= isnan(scores[i]);
+        const auto key_of = [&](int64_t i) { return selection_key(scores[i], i, row.blocks, sinks, recent); };
+        select_best(key_of, row.blocks, budget, list, max_selected);
+    }
+    if (undefined) flags |= STATUS_NOT_A_NUMBER;
+    if (threadIdx.x == 0) count[at] = (int)budget;
     if (flags) atomicOr(status, flags);
-    __syncthreads();
-}
-
-// Choice before a launch over a work list, one thread block per (sequence, KV head).
-extern "C" __global__ void query_aware_paged_attention_select(QUERY_AWARE_PARAMETERS) {
-    const int64_t seq = blockIdx.x, kv_head = blockIdx.y, group = num_heads / num_kv_heads;
-    if (seq >= num_seqs) return;
-    const Row row = row_of(seq_lens, seq, block_size, max_blocks_per_seq, status);
-    const int64_t at = seq * num_kv_heads + kv_head;
-    score_and_select(query + (seq * num_heads + kv_head * group) * head_dim, box,
-                     block_table + seq * max_blocks_per_seq, row, kv_head, group, score + at * max_blocks_per_seq,
-                     selected + at * max_selected, count + at, head_dim, num_blocks, num_kv_heads, max_selected,
-                     reduction, ratio_permille, sinks, recent, budget_blocks, status);
 }
 
 // A row's kept list. It must ascend within the sequence's blocks; an entry that does not is skipped.
@@ -109,7 +112,7 @@ __device__ Kept kept_of(const int* selected, const int* count, int64_t at, int64
     return kept;
 }
 
-extern "C" __global__ void __launch_bounds__(128, 3) query_aware_paged_attention(
+extern "C" __global__ void __launch_bounds__(128, 2) query_aware_paged_attention(
     const half* query,             // [num_seqs][num_heads][head_dim]
     const half* key_cache,         // [num_blocks][block_size][num_kv_heads][head_dim]
     const half* value_cache,       // as key_cache
@@ -127,8 +130,8 @@ extern "C" __global__ void __launch_bounds__(128, 3) query_aware_paged_attention
     const int64_t* segment_range,  // [num_workers][2]
     const int* seq_segments,       // [num_seqs][2]
     float* partial_output,         // [max_segments][num_heads][head_dim]
-    float* partial_ml,             // [max_segments][num_heads][2]
-    int* tickets,                  // not used
+    float* partial_ml,             // [max_segments][num_heads][4]
+    int* tickets,                  // [num_seqs][num_kv_heads]
     int64_t num_seqs,
     int64_t num_heads,
     int64_t head_dim,
@@ -149,39 +152,33 @@ extern "C" __global__ void __launch_bounds__(128, 3) query_aware_paged_attention
     int* status) {
     const int64_t kv_head = blockIdx.y, group = num_heads / num_kv_heads, head = kv_head * group;
     const int64_t select_head = num_select_heads == 1 ? 0 : kv_head;
+    const int splits = max((int)gridDim.x / max((int)num_seqs, 1), 1);  // without a work list
     const Cache cache = {key_cache, value_cache, num_blocks, block_size, num_kv_heads, head_dim};
-    const WorkList list = {segments,   segment_range, seq_segments, partial_output,
-                           partial_ml, max_segments,  num_seqs};
-    int64_t first = blockIdx.x, end = first < num_seqs ? first + 1 : first;
-    if (segments) {
-        const int64_t worker = blockIdx.x;
-        first = worker < num_workers ? segment_range[2 * worker] : 0;
-        end = worker < num_workers ? segment_range[2 * worker + 1] : 0;
-        if (first < 0 || first > end || end > max_segments) {
-            if (threadIdx.x == 0) atomicOr(status, STATUS_RANGE);
-            return;
-        }
-    }
+    WorkList list = {segments,     segment_range, seq_segments, partial_output, partial_ml,   tickets,
+                     max_segments, num_seqs,      num_workers,  num_kv_heads,   true};
+    int first = blockIdx.x, end = first < num_seqs * splits ? first + 1 : first, covered = 0;
+    if (segments) own_segments(list, seq_lens, &first, &end, &covered, status);
     const auto units_of = [&](int64_t seq) {
         return min(max((int64_t)count[seq * num_select_heads + select_head], (int64_t)0), max_selected);
     };
-    for (int64_t at = first; at < end; ++at) {
-        Segment part = {at, 0, 0};
+    for (int at = first; at < end; ++at) {
+        Segment part = {at / splits, 0, 0};
+        if (segments && !list.claimed(at)) continue;
         if (segments) part = segment_of(list, at, units_of, status);
         const int64_t seq = part.seq;
         if (seq < 0) continue;
         const Row row = row_of(seq_lens, seq, block_size, max_blocks_per_seq, status);
         const int* table = block_table + seq * max_blocks_per_seq;
-        const half* rows = query + (seq * num_heads + head) * head_dim;
-        const int64_t select_at = seq * num_select_heads + select_head;
-        if (box && !segments) {
-            score_and_select(rows, box, table, row, kv_head, group,
-                             score + (seq * num_kv_heads + kv_head) * max_blocks_per_seq,
-                             selected + select_at * max_selected, count + select_at, head_dim, num_blocks,
-                             num_kv_heads, max_selected, reduction, ratio_permille, sinks, recent, budget_blocks, status);
+        const Kept kept = kept_of(selected, count, seq * num_select_heads + select_head, max_selected, row.blocks, status);
+        if (!segments) {
+            part.low = (int)(kept.size * (at % splits) / splits);
+            part.high = (int)(kept.size * (at % splits + 1) / splits);
         }
-        const Kept kept = kept_of(selected, count, select_at, max_selected, row.blocks, status);
-        if (!segments) part.high = kept.size;
+        const Parts parts = segments ? parts_of(list, seq, covered) : Parts{part.seq * splits, (part.seq + 1) * splits};
+        const bool inside = parts.first <= at && at < parts.end;
+        const bool whole = inside && parts.end - parts.first == 1;
+        const bool own_brings = !whole && brings_first(list, parts, seq);
+        bool every;
         const auto unit_of = [&](int64_t unit, int64_t& block, int& tokens) {
             block = tokens = 0;
             if (kept.flags(unit)) return;
@@ -194,68 +191,44 @@ extern "C" __global__ void __launch_bounds__(128, 3) query_aware_paged_attention
             block = found;
             tokens = (int)min(block_size, row.length - logical * block_size);
         };
-        const auto sink = [&](int64_t i, int d, float value, float top, float sum) {
-            if (segments) {
-                const int64_t to = at * num_heads + head + i;
-                partial_output[to * head_dim + d] = value;
-                if (d == 0) partial_ml[2 * to] = top;
-                if (d == 0) partial_ml[2 * to + 1] = sum;
-            } else {
-                const int64_t to = seq * num_heads + head + i;
-                output[to * head_dim + d] = __float2half(sum == 0.0f ? 0.0f : value / sum);
-                if (d == 0) lse[to] = sum == 0.0f ? -INFINITY : top * LN_2 + logf(sum);
-            }
-        };
-        attend(rows, group, cache, kv_head, scale, part.low, part.high, unit_of, sink);
-        if (segments) continue;
-        int64_t read_blocks = 0, read_tokens = 0;
-        for (int64_t unit = threadIdx.x; unit < kept.size; unit += blockDim.x) {
+        int64_t read = 0;  // blocks in the upper half, tokens in the lower
+        for (int64_t unit = part.low + (int64_t)threadIdx.x; unit < part.high; unit += blockDim.x) {
             int64_t block;
             int tokens;
             unit_of(unit, block, tokens);
-            read_blocks += tokens > 0;
-            read_tokens += tokens;
+            read += tokens > 0 ? ((int64_t)1 << 32) + tokens : 0;
         }
-        read_blocks = block_sum(read_blocks);
-        read_tokens = block_sum(read_tokens);
+        const auto sink = [&](int64_t i, int d, float value, float top, float sum) {
+            if (whole) {
+                const int64_t to = seq * num_heads + head + i;
+                output[to * head_dim + d] = __float2half(sum == 0.0f ? 0.0f : value / sum);
+                if (d == 0) lse[to] = sum == 0.0f ? -INFINITY : top * LN_2 + logf(sum);
+            } else {
+                const int64_t to = (int64_t)at * num_heads + head + i;
+                partial_output[to * head_dim + d] = value;
+                if (d == 0) partial_ml[4 * to] = top;
+                if (d == 0) partial_ml[4 * to + 1] = sum;
+            }
+        };
+        const half* rows = query + (seq * num_heads + head) * head_dim;
+        attend(rows, group, cache, kv_head, scale, part.low, part.high, unit_of, sink);
+        read = block_sum(read);
+        const int blocks = (int)(read >> 32), tokens = (int)read;
         for (int64_t i = threadIdx.x; i < group; i += blockDim.x) {
-            blocks_read[seq * num_heads + head + i] = (int)read_blocks;
-            tokens_read[seq * num_heads + head + i] = (int)read_tokens;
+            const int64_t to = (whole ? seq : (int64_t)at) * num_heads + head + i;
+            if (whole) blocks_read[to] = blocks;
+            if (whole) tokens_read[to] = tokens;
+            if (!whole) partial_ml[4 * to + 2] = __int_as_float(blocks);
+            if (!whole) partial_ml[4 * to + 3] = __int_as_float(tokens);
         }
+        if (whole || !inside || !last_part(list, parts, seq, kv_head, own_brings, &every)) continue;
+        merge_parts(list, parts, every, seq, head, group, num_heads, head_dim, output, lse, blocks_read, tokens_read);
     }
-}
-
-// One thread block per (sequence, query head).
-extern "C" __global__ void query_aware_paged_attention_merge(QUERY_AWARE_PARAMETERS) {
-    const int64_t seq = blockIdx.x, head = blockIdx.y;
-    if (seq >= num_seqs || head >= num_heads) return;
-    const int64_t kv_head = head / (num_heads / num_kv_heads);
-    const WorkList list = {segments,   segment_range, seq_segments, partial_output,
-                           partial_ml, max_segments,  num_seqs};
-    const Row row = row_of(seq_lens, seq, block_size, max_blocks_per_seq, status);
-    const int64_t select_at = seq * num_select_heads + (num_select_heads == 1 ? 0 : kv_head);
-    const Kept kept = kept_of(selected, count, select_at, max_selected, row.blocks, status);
-    const auto units_of = [&](int64_t) { return kept.size; };
-    int64_t read_blocks = 0, read_tokens = 0;
-    const int64_t first = max(seq_segments[2 * seq], 0);
-    const int64_t end = min(first + max(seq_segments[2 * seq + 1], 0), max_segments);
-    for (int64_t segment = first; segment < end; ++segment) {
-        if (segments[3 * segment] != seq) continue;
-        const Segment part = segment_of(list, segment, units_of, status);
-        for (int64_t unit = part.low + threadIdx.x; unit < part.high; unit += blockDim.x) {
-            if (kept.flags(unit)) continue;
-            const int64_t logical = kept.list[unit];
-            const int block = block_table[seq * max_blocks_per_seq + logical];
-            if (block < 0 || block >= num_blocks) continue;
-            ++read_blocks;
-            read_tokens += min(block_size, row.length - logical * block_size);
-        }
+    if (!segments || blockIdx.x != 0) return;
+    for (int64_t seq = threadIdx.x; seq < num_seqs; seq += blockDim.x) {  // one without a part is nobody else's to flag
+        const int64_t length = seq_lens[seq], given = count[seq * num_select_heads + select_head];
+        const bool fits = length >= 0 && length <= max_blocks_per_seq * block_size;
+        if (!fits || given < 0 || given > max_selected || (given == 0 && length > 0)) atomicOr(status, STATUS_RANGE);
     }
-    read_blocks = block_sum(read_blocks);
-    read_tokens = block_sum(read_tokens);
-    if (threadIdx.x == 0) {
-        blocks_read[seq * num_heads + head] = (int)read_blocks;
-        tokens_read[seq * num_heads + head] = (int)read_tokens;
-    }
-    merge_parts(list, seq, head, num_heads, head_dim, output, lse);
+    write_empty(list, covered, kv_head, group, num_heads, head_dim, output, lse, blocks_read, tokens_read);
 }

@@ -94,3 +94,138 @@ __device__ void select_best(KeyOf key_of, int64_t blocks, int64_t budget, int* s
     for (int64_t i = budget + threadIdx.x; i < max_selected; i += blockDim.x) selected[i] = -1;
     __syncthreads();
 }
+
+// The same choice for rows of up to SELECT_THREADS * SELECT_ITEMS blocks by SELECT_THREADS threads, with the scores in
+// registers, as far as `max_blocks` go: one histogram over equal steps of the row's own range (few threads then meet in a bin, and rounding keeps
+// the order), an exact ranking of the few blocks in the bin where the budget ends, and a bit per block to write the list
+// from. False, and nothing written, where that bin holds too many: then select_best has to. `score_of(block, undefined)`
+// gives a block's score and sets `undefined` for a NaN.
+constexpr int SELECT_THREADS = 1024, SELECT_ITEMS = 8, SELECT_BINS = 2048;
+constexpr int SELECT_WORDS = SELECT_THREADS * SELECT_ITEMS / 32;
+
+struct SelectMemory {
+    int histogram[SELECT_BINS];
+    unsigned chosen[SELECT_WORDS];  // a bit per block
+    uint2 candidate[SELECT_THREADS];
+    float warp_low[WARP_SIZE], warp_high[WARP_SIZE];
+    int warp_sum[WARP_SIZE];
+    int bucket, above, candidates;
+};
+
+// Sum of the values of the threads before this one, of SELECT_THREADS.
+__device__ __forceinline__ int sum_before(int value, int* warp_sum) {
+    const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE;
+    int upto = value;
+#pragma unroll
+    for (int width = 1; width < WARP_SIZE; width *= 2) {
+        const int before = __shfl_up_sync(FULL_WARP, upto, width);
+        if (lane >= width) upto += before;
+    }
+    if (lane == WARP_SIZE - 1) warp_sum[warp] = upto;
+    __syncthreads();
+    int earlier = lane < warp ? warp_sum[lane] : 0;  // SELECT_THREADS has no more warps than lanes
+#pragma unroll
+    for (int width = WARP_SIZE / 2; width > 0; width /= 2) earlier += __shfl_xor_sync(FULL_WARP, earlier, width);
+    return earlier + upto - value;
+}
+
+template <typename ScoreOf>
+__device__ bool select_best_at_once(ScoreOf score_of, int64_t blocks, int64_t max_blocks, int64_t budget, int* selected,
+                                    int64_t max_selected, int sinks, int recent, bool& undefined,
+                                    SelectMemory& memory) {
+    const bool fits = blocks <= SELECT_THREADS * SELECT_ITEMS && blockDim.x == SELECT_THREADS;
+    if (!fits || budget == 0 || sinks < 0 || recent < 0) return false;
+    const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE;
+    const int count = (int)blocks, wanted = (int)(budget - min(blocks, (int64_t)sinks + recent));
+    const auto always = [&](int block) { return block < sinks || block >= count - recent; };
+    float score[SELECT_ITEMS], low = INFINITY, high = -INFINITY;
+#pragma unroll
+    for (int i = 0; i < SELECT_ITEMS; ++i) {
+        const int block = i * SELECT_THREADS + threadIdx.x;
+        bool not_a_number = false;  // what lies behind the row is read too, so that nothing waits for its length
+        score[i] = block < max_blocks ? score_of(block, not_a_number) : -INFINITY;
+        undefined |= not_a_number && block < count;
+    }
+    for (int i = threadIdx.x; i < SELECT_BINS; i += SELECT_THREADS) memory.histogram[i] = 0;
+    if (threadIdx.x == 0) memory.candidates = 0;
+#pragma unroll
+    for (int i = 0; i < SELECT_ITEMS; ++i) {
+        const int block = i * SELECT_THREADS + threadIdx.x;
+        score[i] = isnan(score[i]) ? -INFINITY : score[i] + 0.0f;  // -0 becomes +0
+        if (block >= count || always(block) || isinf(score[i])) continue;
+        low = fminf(low, score[i]);
+        high = fmaxf(high, score[i]);
+    }
+    low = -warp_reduce_max(-low);
+    high = warp_reduce_max(high);
+    if (lane == 0) memory.warp_low[warp] = low;
+    if (lane == 0) memory.warp_high[warp] = high;
+    __syncthreads();
+    constexpr int WARPS = SELECT_THREADS / WARP_SIZE;
+    low = -warp_reduce_max(-memory.warp_low[lane % WARPS]);
+    high = warp_reduce_max(memory.warp_high[lane % WARPS]);
+    const float width = high - low;
+    const bool apart = width > 0.0f && width < INFINITY;
+    if (wanted > 0 && !apart) return false;
+    const float step = wanted > 0 ? (SELECT_BINS - 3) / width : 0.0f;
+    if (isinf(step)) return false;
+    const auto bin_of = [&](float value) {  // infinite ones have a bin of their own
+        if (isinf(value)) return value > 0.0f ? SELECT_BINS - 1 : 0;
+        return 1 + min((int)((value - low) * step), SELECT_BINS - 3);
+    };
+    if (wanted > 0) {
+#pragma unroll
+        for (int i = 0; i < SELECT_ITEMS; ++i) {
+            const int block = i * SELECT_THREADS + threadIdx.x;
+            if (block < count && !always(block)) atomicAdd(&memory.histogram[bin_of(score[i])], 1);
+        }
+        __syncthreads();
+        // Thread t has bins 4·t … 4·t + 3 from the top.
+        constexpr int OWN = SELECT_BINS / SELECT_THREADS;
+        const int top = SELECT_BINS - 1 - OWN * (int)threadIdx.x;
+        int own = 0;
+        for (int i = 0; i < OWN; ++i) own += memory.histogram[top - i];
+        int before = sum_before(own, memory.warp_sum);
+        if (before < wanted && before + own >= wanted) {
+            int at = top;
+            while (before + memory.histogram[at] < wanted) before += memory.histogram[at--];
+            memory.bucket = at;
+            memory.above = before;
+        }
+        __syncthreads();
+        if (memory.histogram[memory.bucket] > SELECT_THREADS) return false;
+    }
+    const int bucket = wanted > 0 ? memory.bucket : SELECT_BINS;
+#pragma unroll
+    for (int i = 0; i < SELECT_ITEMS; ++i) {
+        const int block = i * SELECT_THREADS + threadIdx.x;
+        bool take = block < count;
+        if (take && !always(block)) {
+            const int bin = bin_of(score[i]);
+            take = bin > bucket;
+            if (bin == bucket) {
+                memory.candidate[atomicAdd(&memory.candidates, 1)] = {selection_key(score[i], 0, 2, 0, 0),
+                                                                      (unsigned)block};
+            }
+        }
+        const unsigned word = __ballot_sync(FULL_WARP, take);
+        if (lane == 0) memory.chosen[i * (SELECT_THREADS / WARP_SIZE) + warp] = word;
+    }
+    __syncthreads();
+    if (threadIdx.x < memory.candidates) {
+        const uint2 own = memory.candidate[threadIdx.x];
+        int better = 0;
+        for (int i = 0; i < memory.candidates; ++i) {
+            const uint2 other = memory.candidate[i];
+            better += other.x > own.x || (other.x == own.x && other.y < own.y);
+        }
+        if (better < wanted - memory.above) atomicOr(&memory.chosen[own.y / 32], 1u << own.y % 32);
+    }
+    __syncthreads();
+    unsigned word = threadIdx.x < SELECT_WORDS ? memory.chosen[threadIdx.x] : 0;
+    int place = sum_before(__popc(word), memory.warp_sum);
+    for (; word; word &= word - 1) selected[place++] = (int)threadIdx.x * 32 + __ffs(word) - 1;
+    for (int64_t i = budget + threadIdx.x; i < max_selected; i += blockDim.x) selected[i] = -1;
+    __syncthreads();
+    return true;
+}

@@ -83,8 +83,8 @@ KERNEL = KernelDef(
         ),
     ),
     launch=Launch(
-        layout="one warp per (32 blocks, sequence, kv head), four to a thread block; query heads in registers",
-        grid=lambda a: (max(1, -(-a["max_blocks_per_seq"] // 128)), max(1, a["num_seqs"]), max(1, a["num_kv_heads"])),
+        layout="one warp per (16 blocks, sequence, kv head), four to a thread block; boxes in shared memory",
+        grid=lambda a: (max(1, -(-a["max_blocks_per_seq"] // 64)), max(1, a["num_seqs"]), max(1, a["num_kv_heads"])),
         threads=128,
     ),
     requires=(GROUPED, SCORING_HEADS),

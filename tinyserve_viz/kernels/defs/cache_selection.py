@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyserve_viz.kernels.decision_math import F32, head_sum, permille
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Scalar, Stage, Status
+from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Scalar, Status
 from tinyserve_viz.kernels.paging import mapped
 from tinyserve_viz.kernels.parameters import default
 
@@ -206,7 +206,7 @@ KERNEL = KernelDef(
             ("workspace_words",),
             "scratch",
             optional=True,
-            doc="ranks of rows too long for shared memory",
+            doc="thread blocks of each sequence that are done",
         ),
     ),
     scalars=(
@@ -233,13 +233,10 @@ KERNEL = KernelDef(
         Scalar("budget_blocks", "int32", "blocks kept of every sequence, 0: by the ratio (paper)", 0),
     ),
     launch=Launch(
-        layout="one thread block per sequence for the budget, then per (sequence, head) to choose, then to count",
-        grid=lambda a: (max(1, a["num_seqs"]), 1, 1),
-        threads=256,
-        after=(
-            Stage("choose", lambda a: (max(1, a["num_seqs"]), max(1, a["num_select_heads"]), 1), 1024),
-            Stage("tally", lambda a: (max(1, a["num_seqs"]), 1, 1), 256),
-        ),
+        layout="one thread block per (sequence, selecting head) chooses; the last of a sequence to be done counts",
+        grid=lambda a: (max(1, a["num_seqs"]), max(1, a["num_select_heads"]), 1),
+        threads=1024,
+        scratch_axes=lambda a: {"workspace_words": a["num_seqs"]},
     ),
     requires=(
         Requirement(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyserve_viz.kernels.attention import PagedBatch
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Scalar, Stage, Status
+from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Scalar, Status
 from tinyserve_viz.kernels.defs.paged_attention import GROUPED
 from tinyserve_viz.kernels.layout import F16, POOL
 from tinyserve_viz.kernels.paging import runs
@@ -34,10 +34,10 @@ WORK_LIST = (
     Arg(
         "partial_ml",
         "float32",
-        ("max_segments", "num_heads", "2"),
+        ("max_segments", "num_heads", "4"),
         "scratch",
         optional=True,
-        doc="maximum and sum of a segment",
+        doc="maximum and sum of a segment, blocks and tokens read",
     ),
     Arg(
         "tickets", "int32", ("num_seqs", "num_kv_heads"), "scratch", optional=True, doc="arrivals; the last one merges"
@@ -46,13 +46,6 @@ WORK_LIST = (
 WHOLE_WORK_LIST = Requirement(
     "segments, segment_range and seq_segments are given together or not at all",
     lambda _axes, scalars: len({scalars["has_" + name] for name in ("segments", "segment_range", "seq_segments")}) == 1,
-)
-# With a work list a second launch puts each sequence's parts together.
-MERGE = Stage(
-    "merge",
-    lambda a: (max(1, a["num_seqs"]), max(1, a["num_heads"]), 1),
-    128,
-    lambda facts: bool(facts["has_segments"]),
 )
 
 
@@ -130,7 +123,6 @@ KERNEL = KernelDef(
         layout="one thread block per (worker or sequence, kv head); the query heads of a group share its K and V reads",
         grid=lambda a: (max(1, a["num_workers"] or a["num_seqs"]), max(1, a["num_kv_heads"]), 1),
         threads=128,
-        after=(MERGE,),
     ),
     requires=(GROUPED, WHOLE_WORK_LIST),
 )

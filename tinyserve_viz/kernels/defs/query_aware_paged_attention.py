@@ -8,11 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyserve_viz.kernels.attention import PagedBatch
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Scalar, Stage, Status
+from tinyserve_viz.kernels.definition import (
+    Arg,
+    Axes,
+    KernelDef,
+    Launch,
+    Requirement,
+    Scalar,
+    Stage,
+    Status,
+    ceil_div,
+)
 from tinyserve_viz.kernels.defs import block_scoring
 from tinyserve_viz.kernels.defs.block_scoring import REDUCTION
 from tinyserve_viz.kernels.defs.cache_selection import choose, paper_budget
-from tinyserve_viz.kernels.defs.flash_paged_attention import MERGE, WHOLE_WORK_LIST, WORK_LIST, work_of
+from tinyserve_viz.kernels.defs.flash_paged_attention import WHOLE_WORK_LIST, WORK_LIST, work_of
 from tinyserve_viz.kernels.defs.paged_attention import GROUPED
 from tinyserve_viz.kernels.layout import BOX, F16, POOL
 from tinyserve_viz.kernels.parameters import default
@@ -25,6 +35,14 @@ FUSED_PER_HEAD = Requirement(
     "the fused form (box given) selects per KV head: num_select_heads must equal num_kv_heads",
     lambda axes, scalars: not scalars["has_box"] or axes["num_select_heads"] == axes["num_kv_heads"],
 )
+
+
+def splits(axes: Axes) -> int:
+    """Parts of a row's kept list without a work list: as many as two thread blocks on each of an H100's 132
+    multiprocessors can work at, but at least 8 blocks a part, two for each of its warps.
+    """
+    rows = max(1, axes["num_seqs"] * axes["num_kv_heads"])
+    return max(1, min(2 * 132 // rows, axes["max_selected"] // 8))
 
 
 def reference(
@@ -107,7 +125,7 @@ def _legal(chosen: NDArray[np.int32], num_blocks: int) -> tuple[NDArray[np.int64
 
 KERNEL = KernelDef(
     name="query_aware_paged_attention",
-    summary="Attention over the selected blocks; given boxes, scoring, choice and attention are one launch.",
+    summary="Attention over the selected blocks; given boxes, scoring, choice and attention are one call.",
     source="TinyServe S:391-521 and arXiv 2509.12211; Quest, arXiv 2406.10774",
     decision=False,
     reference=reference,
@@ -155,18 +173,28 @@ KERNEL = KernelDef(
         Scalar("budget_blocks", "int32", "blocks kept of every sequence, 0: the ratio (fused form)", 0),
     ),
     launch=Launch(
-        layout="one thread block per (worker or sequence, kv head) over the kept blocks, gathered by logical id",
-        grid=lambda a: (max(1, a["num_workers"] or a["num_seqs"]), max(1, a["num_kv_heads"]), 1),
+        layout="one thread block per (part of the kept blocks, or worker, kv head), gathered by logical id",
+        grid=lambda a: (max(1, a["num_workers"] or a["num_seqs"] * splits(a)), max(1, a["num_kv_heads"]), 1),
         threads=128,
         before=(
             Stage(
+                "score",
+                lambda a: (
+                    max(1, ceil_div(a["max_blocks_per_seq"], 64)),
+                    max(1, a["num_seqs"]),
+                    max(1, a["num_kv_heads"]),
+                ),
+                128,
+                lambda facts: bool(facts["has_box"]),
+            ),
+            Stage(
                 "select",
                 lambda a: (max(1, a["num_seqs"]), max(1, a["num_kv_heads"]), 1),
-                128,
-                lambda facts: bool(facts["has_box"] and facts["has_segments"]),
+                1024,
+                lambda facts: bool(facts["has_box"]),
             ),
         ),
-        after=(MERGE,),
+        scratch_axes=lambda a: {"max_segments": a["num_seqs"] * splits(a)},
     ),
     requires=(GROUPED, SELECTING_HEADS, FUSED_PER_HEAD, WHOLE_WORK_LIST),
 )
