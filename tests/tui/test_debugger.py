@@ -20,8 +20,12 @@ from tinyserve_viz.recording.timeline import Timeline
 from tinyserve_viz.tui import keys
 from tinyserve_viz.tui.app import PANELS, Debugger
 from tinyserve_viz.tui.arrange import MIN_HEIGHT, MIN_WIDTH
+from tinyserve_viz.tui.block_map import BlockMap
 from tinyserve_viz.tui.dialogs import TextScreen
-from tinyserve_viz.tui.strips import FooterLine
+from tinyserve_viz.tui.kernels import Kernels
+from tinyserve_viz.tui.memory import Memory
+from tinyserve_viz.tui.sequences import Sequences
+from tinyserve_viz.tui.strips import FooterLine, TimelineStrip
 
 QUICKSTART = str(data_folder("traces") / "quickstart.json")
 
@@ -356,3 +360,18 @@ def test_a_recording_whose_first_snapshot_is_damaged_ends_with_its_reason(record
     failure = asyncio.run(open_it())
     assert failure is not None
     assert str(failure).startswith(f"{damaged}: damaged recording")
+
+
+def test_a_click_makes_any_panel_the_active_one(recording: Path) -> None:
+    async def click(app: Debugger, pilot: Pilot[None]) -> None:
+        await type_place(pilot, "79")
+        for kind in (Memory, Kernels, Sequences, BlockMap):
+            await pilot.click(kind, offset=(20, 2))
+            await pilot.pause()
+            assert app.query_one(kind).has_class("active")
+        assert app._cursor >= 0
+        await pilot.click(TimelineStrip, offset=(60, 0))
+        await pilot.pause()
+        assert app.query_one(BlockMap).has_class("active")
+
+    drive(recording, click)

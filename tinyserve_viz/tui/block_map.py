@@ -16,7 +16,7 @@ from textual import events as ui
 
 from tinyserve_viz.analysis.frame import CACHED, FREE, NULL, UNTOLD, Frame
 from tinyserve_viz.tui import look
-from tinyserve_viz.tui.panel import BlockChosen, Panel, PanelChosen, View
+from tinyserve_viz.tui.panel import BlockChosen, Panel, View
 
 MODES = ("owner", "references", "filled", "age", "accesses", "level", "weight")
 MODES_WITHOUT_KERNELS = MODES[:4]
@@ -321,7 +321,6 @@ class BlockMap(Panel):
     def on_click(self, event: ui.Click) -> None:
         """Choose the block under the mouse."""
         place = event.get_content_offset(self)
-        self.post_message(PanelChosen(self.NAME))
         if self.view is not None and self.grid is not None and place is not None:
             block = self.grid.block_at(place.x, place.y)
             if 0 <= block < self.view.frame.num_blocks:

@@ -7,7 +7,7 @@ from textual import events as ui
 
 from tinyserve_viz.analysis.frame import Table, TableRow
 from tinyserve_viz.tui import look
-from tinyserve_viz.tui.panel import BlockChosen, Panel, PanelChosen, View
+from tinyserve_viz.tui.panel import BlockChosen, Panel, View
 from tinyserve_viz.tui.stream import chain_lines
 
 
@@ -63,7 +63,6 @@ class BlockTable(Panel):
     def on_click(self, event: ui.Click) -> None:
         """Choose the block of the row under the mouse."""
         place = event.get_content_offset(self)
-        self.post_message(PanelChosen(self.NAME))
         if self.view is not None and place is not None:
             index = place.y - self._top
             if 0 <= index < len(self._shown) and self._shown[index] >= 0:

@@ -8,6 +8,7 @@ from typing import ClassVar
 from rich.console import Console
 from rich.segment import Segment
 from rich.text import Text
+from textual import events as ui
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
@@ -79,6 +80,11 @@ class Panel(Widget):
     view: View | None = None
     _lines: list[Text] | None = None
     _drawn_for: tuple[int, int] = (0, 0)
+
+    def on_click(self, event: ui.Click) -> None:  # noqa: ARG002 - panels look at it
+        """A click makes a panel the active one; what else it means the panels say in theirs, which run before this."""
+        if self.BORDERED:
+            self.post_message(PanelChosen(self.NAME))
 
     def show(self, view: View) -> None:
         """Draw `view` from now on."""

@@ -11,11 +11,17 @@ from textual import events as ui
 
 from tinyserve_viz.analysis.closeups import PRIORITIES, REQUIREMENTS, Choice, Selection
 from tinyserve_viz.tui import look
-from tinyserve_viz.tui.panel import BlockChosen, Panel, PanelChosen, SequenceChosen, View
+from tinyserve_viz.tui.panel import BlockChosen, Panel, SequenceChosen, View
 
 _LABEL = 13  # places before a strip
 _CURSOR = look.Style(color=look.INK, bgcolor="#ffd75f", bold=True)
 _GRADES = (look.DIM, look.WARN, look.GOOD)
+_RANKINGS = {
+    "box": " by box score",
+    "mass": " by true mass",
+    "window": " by the mass that queries before gave",
+    "order": " by order alone",
+}
 _NEEDS_FROM = 69  # places from which on the requirement stands in the rows
 
 
@@ -33,7 +39,9 @@ class SelectionPanel(Panel):
             return self.TITLE
         layer = f", layer {chosen.layer} of {chosen.num_layers} (L next)" if chosen.num_layers > 1 else ""
         each = f"{chosen.num_heads} KV heads choose each" if chosen.num_heads > 1 else "one choice for all heads"
-        return f"8 selection of step {chosen.step:,} · {chosen.policy}, {each}{layer}"
+        told = view.frame.header.origin.get("selection") or {}
+        by = _RANKINGS.get(told.get("ranks_by", ""), "")
+        return f"8 selection of step {chosen.step:,} · {chosen.policy}{by}, {each}{layer}"
 
     def lines(self, view: View, width: int, height: int) -> list[Text]:
         chosen = view.frame.selection
@@ -62,7 +70,12 @@ class SelectionPanel(Panel):
         if left >= len(by_head) - len(strips) + 1 > 0:
             left -= len(by_head) - len(strips) + 1
             strips = [caption, *by_head]
-        more += max(0, min(left, len(chosen) - 1 - more))
+        further = max(0, min(left, len(chosen) - 1 - more))
+        more, left = more + further, left - further
+        warning = (view.frame.header.origin.get("selection") or {}).get("warning")
+        if warning:
+            words = [look.line((text, look.WARN)) for text in look.wrap(f"{chosen.policy}: {warning}", width)]
+            worth += words if len(words) <= left else []
         rows = self._chains(view, chosen, width, 1 + more)
         signs = max(8, width - _LABEL)
         self._strip_at = (len(rows), len(strips), max(1, -(-chosen.chosen.shape[1] // signs)))
@@ -87,7 +100,6 @@ class SelectionPanel(Panel):
     def on_click(self, event: ui.Click) -> None:
         """Choose the sequence of the row, or the block of the sign, under the mouse."""
         place = event.get_content_offset(self)
-        self.post_message(PanelChosen(self.NAME))
         if self.view is None or place is None or self.view.frame.selection is None:
             return
         table = self.view.frame.table

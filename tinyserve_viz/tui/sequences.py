@@ -7,7 +7,7 @@ from textual import events as ui
 
 from tinyserve_viz.analysis.frame import SeqRow
 from tinyserve_viz.tui import look
-from tinyserve_viz.tui.panel import Panel, PanelChosen, SequenceChosen, View
+from tinyserve_viz.tui.panel import Panel, SequenceChosen, View
 from tinyserve_viz.tui.stream import told_lines
 
 _PHASE_STYLES = {"prefill": look.WARN, "decode": look.GOOD, "preempted": look.BAD}
@@ -55,7 +55,6 @@ class Sequences(Panel):
     def on_click(self, event: ui.Click) -> None:
         """Choose the sequence under the mouse."""
         place = event.get_content_offset(self)
-        self.post_message(PanelChosen(self.NAME))
         if self.view is not None and place is not None:
             index = self._first + place.y - 1
             if 1 <= place.y <= self._shown and index < len(self.view.frame.sequences):

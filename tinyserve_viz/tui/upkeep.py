@@ -34,7 +34,7 @@ class UpkeepPanel(Panel):
         return f"0 upkeep · protection levels{told}"
 
     def lines(self, view: View, width: int, height: int) -> list[Text]:
-        right = _compaction(view, max(20, width * 58 // 100 - _GAP), height)
+        right = _compaction(view, max(20, min(width - 26, max(width * 58 // 100, 48)) - _GAP), height)
         left = _levels(view, width - max((text.cell_len for text in right), default=0) - _GAP, height)
         found: list[Text] = []
         left_width = max((text.cell_len for text in left), default=0)
@@ -54,7 +54,7 @@ def _levels(view: View, width: int, height: int) -> list[Text]:
         return _wrapped("no kernels ran: accesses are not counted and no block is protected", width)
     past = [spread for step, spread in view.history.levels if step <= view.frame.step][-max(0, min(24, width - 30)) :]
     most = max(1, *levels.spread)
-    bar_width = max(3, min(16, width - 16 - len(past)))
+    bar_width = max(3, min(16 if height > 8 else 8, width - 16 - len(past)))
     head = f"level {'blocks':>7}  {'':{bar_width}}"
     found = [look.line((f"{head} {'by window' if len(past) > 8 else ''}".rstrip(), look.DIM))]
     for level in reversed(range(NUM_LEVELS)):
@@ -89,7 +89,7 @@ def _compaction(view: View, width: int, height: int) -> list[Text]:
     verb = "moved" if found.done else "would move"
     moves = ", ".join(f"{src} → {dst}" for src, dst in zip(plan.src[:3].tolist(), plan.dst[:3].tolist(), strict=True))
     span = f"{plan.frag_permille_before / 1000:.2f} → {plan.frag_permille_after / 1000:.2f}"
-    cost = f"reads and writes {preview.num_bytes / 2**20:.2f} MiB"
+    cost = f"reads + writes {preview.num_bytes / 2**20:.2f} MiB"
     if preview.predicted_us is not None:
         cost += f", {duration(preview.predicted_us)} predicted"
     signs, caption = _strips(found, width)
@@ -99,13 +99,13 @@ def _compaction(view: View, width: int, height: int) -> list[Text]:
             (f"{preview.rule_name} {verb} {count(len(plan.src), 'block')}", look.BOLD),
             (f": {moves}" if moves else "", look.DIM),
         ),
+        *_wrapped(verdict, width, look.KEY),
         look.line(f"span {span} × live", (f", trigger {preview.rule.trigger / 1000:g}", look.DIM)),
         look.line(cost),
         look.line(
             f"{plan.pinned:,} of {plan.live:,} live blocks pinned",
             (f", weight ≥ {preview.rule.threshold / 1000:g}" if plan.pinned else "", look.DIM),
         ),
-        *_wrapped(verdict, width, look.KEY),
     ]
     rows = [said[0], *signs, *said[1:]]
     if height > len(rows):
