@@ -13,6 +13,7 @@ from tinyserve_viz.analysis import charts
 from tinyserve_viz.analysis.charts import (
     BENCH_CHARTS,
     CHARTS,
+    STREAM_CHARTS,
     fragmentation,
     kernel_share,
     latency,
@@ -45,9 +46,9 @@ def recorded(path: Path, *requests: Request, **engine: int | str) -> RunSource:
 def test_every_module_of_the_folder_with_a_kind_is_listed() -> None:
     folder = Path(str(charts.__file__)).parent
     named = {path.stem for path in folder.glob("*.py") if "\nKIND = " in path.read_text()}
-    listed = {module.__name__.rpartition(".")[2] for module in (*CHARTS, *BENCH_CHARTS)}
+    listed = {module.__name__.rpartition(".")[2] for module in (*CHARTS, *BENCH_CHARTS, *STREAM_CHARTS)}
     assert listed == named
-    kinds = [module.KIND for module in (*CHARTS, *BENCH_CHARTS)]
+    kinds = [module.KIND for module in (*CHARTS, *BENCH_CHARTS, *STREAM_CHARTS)]
     assert len(set(kinds)) == len(kinds)
 
 

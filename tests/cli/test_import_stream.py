@@ -269,9 +269,14 @@ def test_a_recorded_stream_is_summarized_like_its_import_and_compares_with_no_de
             f"tinyserve-viz: {output}: records a KV-event stream, which names no requests; "
             "expected the recording of a replay\n"
         )
-    for refused in (["plot"], ["export", "--format", "csv"], ["export", "--format", "chrome"]):
+    for refused in (["plot", "--kind", "latency"], ["export", "--format", "csv"], ["export", "--format", "chrome"]):
         assert main([refused[0], str(output), *refused[1:], "-o", str(tmp_path / "x.svg")]) == 2
-        assert "records a KV-event stream, which names no requests" in capsys.readouterr().err
+        assert "KV-event stream" in capsys.readouterr().err
+    assert main(["plot", str(output), "--json"]) == 0
+    cached, changes = json.loads(capsys.readouterr().out)["chart"]["panels"]
+    assert [(row["name"], row["y"]) for row in cached["series"]] == [("cached", [2, 1])]
+    told = [(row["name"], row["y"]) for row in changes["series"]]
+    assert told == [("stored", [2, 0]), ("evicted or cleared", [0, 1])]
     assert main(["export", str(output), "--format", "jsonl", "-o", str(tmp_path / "x.jsonl")]) == 0
     kinds = [json.loads(line).get("kind") for line in (tmp_path / "x.jsonl").read_text().splitlines()[1:]]
     assert kinds == ["StreamStored", "StreamBatchEnded", "StreamRemoved", "StreamBatchEnded"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tinyserve_viz.analysis.charts import BENCH_CHARTS, CHARTS
+from tinyserve_viz.analysis.charts import BENCH_CHARTS, CHARTS, STREAM_CHARTS
 from tinyserve_viz.cli.main import main
 
 PLOT = "tinyserve-viz plot: "
@@ -36,7 +36,7 @@ def test_without_a_file_name_the_timeline_is_text_on_stdout(
 def test_kinds_are_listed_with_what_they_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plot", "--kind", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [module.KIND for module in (*CHARTS, *BENCH_CHARTS)]
+    assert [line.split()[0] for line in lines] == [module.KIND for module in (*CHARTS, *BENCH_CHARTS, *STREAM_CHARTS)]
     assert main(["plot", "--kind", "list", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["kinds"][0] == {"kind": "timeline", "of": "recording", "summary": CHARTS[0].SUMMARY}

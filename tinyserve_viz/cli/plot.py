@@ -111,28 +111,34 @@ def charts_of(file: Path, kind: str | None) -> tuple[list[Chart], list[str]]:
     Raises:
         TinyserveError: no such kind, or the file holds nothing of it.
     """
-    from tinyserve_viz.analysis.charts import BENCH_CHARTS, CHARTS
+    from tinyserve_viz.analysis.charts import BENCH_CHARTS, CHARTS, STREAM_CHARTS
     from tinyserve_viz.analysis.charts.bench import BenchSource
+    from tinyserve_viz.analysis.charts.occupancy import StreamSource
     from tinyserve_viz.analysis.charts.source import RunSource
     from tinyserve_viz.core.errors import ConfigError, RecordingError
     from tinyserve_viz.recording.timeline import Timeline, is_recording
 
-    known = [module.KIND for module in (*CHARTS, *BENCH_CHARTS)]
+    sources = {"a recording": CHARTS, "a bench file": BENCH_CHARTS, "a recorded KV-event stream": STREAM_CHARTS}
+    known = [module.KIND for modules in sources.values() for module in modules]
     if kind not in (None, ALL, *known):
         raise ConfigError(f"unknown kind {kind!r} of plot; known: {', '.join(known)}, all (HTML)")
     try:
         recording = is_recording(file)
     except OSError as error:
         raise RecordingError(f"{file}: {error.strerror}") from None
-    own, other = (CHARTS, BENCH_CHARTS) if recording else (BENCH_CHARTS, CHARTS)
-    what = ("a recording", "a bench file") if recording else ("a bench file", "a recording")
-    if kind in [module.KIND for module in other]:
-        raise ConfigError(f"{file}: is {what[0]}, a plot of kind {kind} is drawn from {what[1]}")
+
+    def of(what: str) -> tuple[ModuleType, ...]:
+        for other, modules in sources.items():
+            if other != what and kind in [module.KIND for module in modules]:
+                raise ConfigError(f"{file}: is {what}, a plot of kind {kind} is drawn from {other}")
+        return sources[what]
+
     if not recording:
-        return _drawn(own, kind, BenchSource(file))
+        return _drawn(of("a bench file"), kind, BenchSource(file))
     with Timeline(file) as timeline:
-        timeline.expect_replay()
-        return _drawn(own, kind, RunSource(timeline))
+        if timeline.header.stream is not None:
+            return _drawn(of("a recorded KV-event stream"), kind, StreamSource(timeline))
+        return _drawn(of("a recording"), kind, RunSource(timeline))
 
 
 def _drawn(modules: tuple[ModuleType, ...], kind: str | None, source: Any) -> tuple[list[Chart], list[str]]:
@@ -202,18 +208,19 @@ def form_of(output: str | None) -> str:
 
 
 def _list(as_json: bool) -> int:
-    from tinyserve_viz.analysis.charts import BENCH_CHARTS, CHARTS
+    from tinyserve_viz.analysis.charts import BENCH_CHARTS, CHARTS, STREAM_CHARTS
 
     if as_json:
         kinds = [
             {"kind": module.KIND, "of": of, "summary": module.SUMMARY}
-            for of, modules in (("recording", CHARTS), ("bench", BENCH_CHARTS))
+            for of, modules in (("recording", CHARTS), ("bench", BENCH_CHARTS), ("stream", STREAM_CHARTS))
             for module in modules
         ]
         print(json.dumps({"schema": 1, "kinds": kinds}))
         return 0
-    width = max(len(module.KIND) for module in (*CHARTS, *BENCH_CHARTS))
-    for module in (*CHARTS, *BENCH_CHARTS):
+    every = (*CHARTS, *BENCH_CHARTS, *STREAM_CHARTS)
+    width = max(len(module.KIND) for module in every)
+    for module in every:
         print(f"{module.KIND:<{width}}  {module.SUMMARY}")
     return 0
 

@@ -13,6 +13,7 @@ from tinyserve_viz.analysis.charts import (
     latency,
     memory,
     misses,
+    occupancy,
     pressure,
     queue,
     roofline,
@@ -39,3 +40,6 @@ CHARTS: tuple[ModuleType, ...] = (
 
 BENCH_CHARTS: tuple[ModuleType, ...] = (roofline, speed_up)
 """Of a bench file: the same with `draw(BenchSource)`."""
+
+STREAM_CHARTS: tuple[ModuleType, ...] = (occupancy,)
+"""Of a recorded KV-event stream: the same with `draw(StreamSource)`."""
