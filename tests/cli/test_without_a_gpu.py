@@ -193,6 +193,7 @@ def test_a_pool_that_does_not_fit_is_refused_and_auto_goes_to_numpy(capsys: pyte
     assert (origin["backend"], origin["fallback"]) == ("numpy", words)
 
 
-def test_a_measured_clock_needs_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["replay", QUICKSTART, "--headless", "--backend", "numpy", "--clock", "measured"]) == 2
-    assert "needs --backend cuda and kernels" in capsys.readouterr().err
+@pytest.mark.parametrize("option", [["--clock", "measured"], ["--time-repeat", "3"]], ids=" ".join)
+def test_what_times_kernels_needs_a_gpu(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", QUICKSTART, "--headless", "--backend", "numpy", *option]) == 2
+    assert capsys.readouterr().err.endswith("it needs --backend cuda and kernels\n")

@@ -101,7 +101,7 @@ def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
         "--verify",
         choices=("every", "sample", "off"),
         help="repeat the kernels on the host and compare: every step, every 32nd, or never "
-        "(default: every for traces of up to 200,000 tokens, else sample)",
+        "(default: sample on a GPU for traces of more than 200,000 tokens, else every)",
     )
     parser.add_argument(
         "--alloc",

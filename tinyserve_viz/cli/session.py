@@ -123,6 +123,8 @@ def prepare(trace: Trace, settings: Settings) -> Header:
         raise ConfigError(f"kernels {kernels!r} need the paged allocator, not {engine.allocator!r}")
     if settings.alloc == "cas":
         _check_cas(engine, rules)
+    if settings.time_repeat > 1 and (chosen.name != "cuda" or kernels == "none"):
+        raise ConfigError("time-repeat times kernels on a GPU: it needs --backend cuda and kernels")
     if engine.clock == "measured" and (chosen.name != "cuda" or kernels == "none"):
         raise ConfigError("clock 'measured' takes its time from kernels on a GPU: it needs --backend cuda and kernels")
     if "compaction" not in {**trace.engine, **_given(settings.engine)}:
@@ -144,7 +146,7 @@ def prepare(trace: Trace, settings: Settings) -> Header:
         "fallback": chosen.why,
         "kernels_run": kernels,
         "attention": settings.attention,
-        "verify": settings.verify or ("every" if _is_small(workload) else "sample"),
+        "verify": settings.verify or ("every" if chosen.name == "numpy" or _is_small(workload) else "sample"),
         "alloc": settings.alloc,
         "time_repeat": settings.time_repeat,
         "copy_bandwidth": None if engine.compaction == "off" else _copy_bandwidth(chosen.name),
