@@ -84,7 +84,8 @@ def _draw(chart: Chart, size: tuple[float, float]) -> Figure:
     width, height = size
     figure = Figure(figsize=size, layout="constrained")
     per_line = max(30, int(width * 72 / (_CAPTION_POINTS * 0.56)) - 4)
-    lines = textwrap.wrap(" · ".join(chart.caption), per_line, break_on_hyphens=False)
+    caption = "\u00a0· ".join(chart.caption)  # the dot stays at the end of its line
+    lines = textwrap.wrap(caption, per_line, break_on_hyphens=False)
     line_height = _CAPTION_POINTS * 1.35 / 72
     bottom = min(0.6, (0.1 + line_height * len(lines)) / height)
     top = min(0.3, 0.34 / height)
