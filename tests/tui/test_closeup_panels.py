@@ -195,3 +195,11 @@ def test_a_device_shows_its_rates_and_their_share_of_a_copy_and_the_reference_no
         "block_scoring 1 50.0 µs 83 % 38.15 800 40 %",
         "block_mass 2 ~10.0 µs 17 % 0.00 ~0 0 %",
     ]
+
+
+def test_work_is_shared_by_as_many_workers_as_the_replay_had(timeline: Timeline) -> None:
+    assert timeline.header.origin["num_workers"] == 32
+    origin = {**timeline.header.origin, "num_workers": 4}
+    shares = ContentInspector(replace(timeline.header, origin=origin)).shares(np.array([64, 16], dtype=np.int32), None)
+    assert shares.before.tolist() == [64, 16]
+    assert shares.after.tolist() == [16, 16, 16, 32]

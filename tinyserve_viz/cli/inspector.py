@@ -44,7 +44,8 @@ class ContentInspector:
         except ConfigError as error:  # a recording opens without the file of captured content
             self.why_not = f"K, V and queries were captured, their file is needed: {error}"
         self._reduction = Chooser(header.engine, header.model, header.content.seed).box_reduction
-        self._backend, self._num_workers = NumpyBackend(), HostSession.num_workers
+        self._backend = NumpyBackend()
+        self._num_workers = int(header.origin.get("num_workers", HostSession.num_workers))
         self._keys: OrderedDict[tuple[int, int], F16] = OrderedDict()
         self._scores: OrderedDict[tuple[int, int, int], Scores] = OrderedDict()
 

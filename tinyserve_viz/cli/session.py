@@ -226,9 +226,11 @@ def run_replay(
         if origin["kernels_run"] != "none":
             session = open_session(header)
             stack.callback(session.close)
+            found: dict[str, Any] = {"num_workers": session.num_workers}
             if session.copy_gb_per_s is not None:
                 copy = {"gb_per_s": session.copy_gb_per_s, "of": f"device-to-device copy on {session.device}"}
-                header = replace(header, origin={**origin, "copy_bandwidth": copy})
+                found["copy_bandwidth"] = copy
+            header = replace(header, origin={**origin, **found})
             chosen = PipelineConfig(origin["kernels_run"], origin["attention"], origin["verify"], origin["quality"])
             engine.kernels = KernelPipeline(
                 engine.state, header.engine, header.model, header.content, session, chosen, watch
