@@ -67,7 +67,7 @@ def test_allocators_differ_at_the_first_admission(capsys: pytest.CaptureFixture[
 def test_selections_stand_with_bytes_and_quality_and_seed_once_for_all_ratios(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    found = compared(capsys, "--selection", "paper,seed", "--ratio", "0.1,0.5")
+    found = compared(capsys, "--selection", "paper,seed", "--ratio", "0.1,0.5", "--limit", "2")
     assert [entry["label"] for entry in found["configurations"]] == ["paper, 0.1", "paper, 0.5", "seed"]
     few, many = (entry["metrics"] for entry in found["configurations"][:2])
     assert few["K/V read"] < many["K/V read"]
@@ -98,7 +98,7 @@ def test_belady_is_refused_by_replay_in_one_line(tmp_path: Path, capsys: pytest.
 
 
 def test_what_no_other_selection_beats_is_marked(capsys: pytest.CaptureFixture[str]) -> None:
-    found = compared(capsys, "--selection", "paper,seed", "--ratio", "0.1,0.5,1")["pareto"]
+    found = compared(capsys, "--selection", "paper,seed", "--ratio", "0.1,0.5,1", "--limit", "2")["pareto"]
     assert [point["label"] for point in found] == ["paper, 0.1", "paper, 0.5", "paper, 1", "seed"]
     whole = found[2]
     assert (whole["kept"], whole["read"]) == (pytest.approx(1, abs=1e-4), 1.0)
@@ -156,7 +156,7 @@ def test_lists_and_a_second_recording_exclude_each_other(tmp_path: Path, capsys:
 
 def test_selections_are_drawn_as_text_and_into_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = tmp_path / "pareto.svg"
-    arguments = ["compare", QUICKSTART, "--selection", "paper,seed", "--quiet", "--plot", str(picture)]
+    arguments = ["compare", QUICKSTART, "--selection", "paper,seed", "--limit", "2", "--quiet", "--plot", str(picture)]
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert "What selections keep against what they read" in text
@@ -170,7 +170,7 @@ def test_selections_are_drawn_as_text_and_into_a_picture(tmp_path: Path, capsys:
     ("arguments", "message"),
     [
         (["--eviction", "lru,fifo", "--plot", "x.png"], "--plot draws what selections keep"),
-        (["--selection", "paper,seed", "--plot", "x.doc"], "x.doc: has suffix .doc, a plot is one of"),
+        (["--selection", "paper,seed", "--limit", "1", "--plot", "x.doc"], "x.doc: has suffix .doc, a plot is one of"),
     ],
 )
 def test_what_cannot_be_drawn_is_one_line(

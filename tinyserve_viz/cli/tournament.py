@@ -88,7 +88,7 @@ AXES: tuple[Axis, ...] = (
     Axis("--reduction", "reduction", _names(REDUCTIONS[1:], "reduction"), "R,…", f"of {', '.join(REDUCTIONS[1:])}"),
     Axis("--compaction", "compaction", _names(COMPACTIONS, "compaction"), "H,…", f"of {', '.join(COMPACTIONS)}"),
     Axis("--block-size", "block_size", _numbers(1), "N,…", "tokens in a block", "blocks of {}"),
-    Axis("--num-blocks", "num_blocks", _numbers(1), "N,…", "blocks in the pool", "{:,} blocks"),
+    Axis("--num-blocks", "num_blocks", _numbers(1), "N,…", "blocks in the pool", "pool of {:,}"),
     Axis("--max-num-seqs", "max_num_seqs", _numbers(1), "N,…", "sequences that may run at once", "{:,} seats"),
     Axis("--max-batch-tokens", "max_batch_tokens", _numbers(1), "N,…", "tokens of one step", "{:,} tokens a step"),
 )

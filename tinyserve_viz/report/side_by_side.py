@@ -53,7 +53,8 @@ def as_table(labels: Sequence[str], summaries: Sequence[dict[str, Any]], differe
     lines = []
     for row in zip(*columns, strict=True):
         first = f"{row[0]:<{widths[0]}}"
-        lines.append("  ".join([first, *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))]))
+        cells = [f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([first, *cells]).rstrip())
     return [*lines, f"the same in all: {', '.join(same)}"] if same else lines
 
 
