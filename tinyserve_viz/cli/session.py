@@ -33,7 +33,7 @@ from tinyserve_viz.engine.replay import Engine
 from tinyserve_viz.engine.seed_allocation import SeedBlockManager
 from tinyserve_viz.engine.workload import ARRIVALS, workload_of
 from tinyserve_viz.kernels.backend import Backend
-from tinyserve_viz.kernels.copy_bandwidth import device_copy_bandwidth, host_copy_bandwidth
+from tinyserve_viz.kernels.copy_bandwidth import host_copy_bandwidth
 from tinyserve_viz.kernels.numpy_backend import NumpyBackend
 from tinyserve_viz.kernels.parameters import PARAMETERS
 from tinyserve_viz.kernels.session import Session
@@ -149,7 +149,8 @@ def prepare(trace: Trace, settings: Settings) -> Header:
         "verify": settings.verify or ("every" if chosen.name == "numpy" or _is_small(workload) else "sample"),
         "alloc": settings.alloc,
         "time_repeat": settings.time_repeat,
-        "copy_bandwidth": None if engine.compaction == "off" else _copy_bandwidth(chosen.name),
+        # On a GPU the session measures the device's copy when it opens.
+        "copy_bandwidth": host_copy_bandwidth() if engine.compaction != "off" and chosen.name == "numpy" else None,
         "quality": quality,
         "captured": captured,
         "selection": selection,
@@ -158,11 +159,6 @@ def prepare(trace: Trace, settings: Settings) -> Header:
     }
     ids = encode_prefix_ids(trace.hash_block or engine.block_size, (r.prefix_hash_ids for r in trace.requests))
     return Header(engine, rules, model, content, workload, origin, ids)
-
-
-def _copy_bandwidth(backend: str) -> dict[str, Any]:
-    """Of the memory that a compaction would move blocks in."""
-    return device_copy_bandwidth() if backend == "cuda" else host_copy_bandwidth()
 
 
 def _kernels_by_size(engine: EngineConfig, workload: Workload, backend: str) -> str:

@@ -1,4 +1,7 @@
-"""How fast this machine copies memory, measured: what a compaction's predicted time rests on."""
+"""How fast this host copies memory, measured: what a compaction's predicted time rests on without a GPU.
+
+A session on a GPU measures the device's own copy (`Session.copy_gb_per_s`).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-_DEVICE_BYTES = 256 << 20  # five times the largest L2 cache
 _BYTES = 32 << 20  # far beyond a core's caches, and copied in about 10 ms
 _REPEATS = 5
 
@@ -28,28 +30,3 @@ def host_copy_bandwidth() -> dict[str, Any]:
         np.copyto(target, source)
         spent.append(time.perf_counter() - started)
     return {"gb_per_s": 2 * _BYTES / float(np.median(spent)) / 1e9, "of": "host memory copy"}
-
-
-@cache
-def device_copy_bandwidth() -> dict[str, Any]:
-    """The same of the GPU's memory, by the driver's copy between two buffers, timed with events.
-
-    Raises:
-        GpuUnavailable: there is no GPU.
-    """
-    from tinyserve_viz.kernels.cuda_backend import gpu
-
-    found = gpu()
-    with found.current() as driver:
-        source, target = driver.mem_alloc(_DEVICE_BYTES), driver.mem_alloc(_DEVICE_BYTES)
-        spent = []
-        for _ in range(_REPEATS + 1):
-            start, end = driver.Event(), driver.Event()
-            start.record()
-            driver.memcpy_dtod_async(target, source, _DEVICE_BYTES)
-            end.record()
-            end.synchronize()
-            spent.append(start.time_till(end) / 1e3)
-        source.free()
-        target.free()
-    return {"gb_per_s": 2 * _DEVICE_BYTES / float(np.median(spent[1:])) / 1e9, "of": f"{found.name} memory copy"}
