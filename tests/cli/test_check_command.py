@@ -168,6 +168,19 @@ def test_junit_stays_well_formed_whatever_the_names_hold() -> None:
     assert suite[0][0].text == "line <1>\n?line 2"
 
 
+def test_a_replay_without_a_digest_is_not_compared_in_silence(
+    quickstart_recording: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = tmp_path / "measured.rec"
+    shutil.copy(quickstart_recording, changed)
+    with sqlite3.connect(changed) as db:
+        settings = json.loads(db.execute("SELECT value FROM meta WHERE key = 'settings'").fetchone()[0])
+        settings["engine"]["clock"] = "measured"
+        db.execute("UPDATE meta SET value = ? WHERE key = 'settings'", (json.dumps(settings).encode(),))
+    assert main(["check", str(changed), "--digest", str(DIGESTS)]) == 2
+    assert "quickstart: has no digest to keep or to compare: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

@@ -32,9 +32,9 @@ class DigestFileError(TinyserveError):
 
 
 class Entry(msgspec.Struct):
-    """One replay: its digest (None: it has none), sizes, settings, and the compressed decisions (empty: too many)."""
+    """One replay: its digest, sizes, settings, and the compressed decisions (empty: too many)."""
 
-    digest: str | None
+    digest: str
     steps: int
     events: int
     num_decisions: int
@@ -104,7 +104,7 @@ def _line(step: int, event: Event, names: tuple[str, ...]) -> bytes:
     return msgspec.json.encode([step, type(event).__name__, *plain])
 
 
-def entry_of(timeline: Timeline, digest: str | None, steps: int, decisions: Decisions) -> Entry:
+def entry_of(timeline: Timeline, digest: str, steps: int, decisions: Decisions) -> Entry:
     """What to keep of a replay."""
     kept = ""
     if len(decisions.lines) <= MOST_DECISIONS:

@@ -144,6 +144,8 @@ def _digest(args: argparse.Namespace, summary: dict[str, Any], timeline: Timelin
     from tinyserve_viz.trace.write import write_bytes
 
     name = args.name or summary["trace"]["name"]
+    if summary["digest"] is None:
+        raise digest_file.DigestFileError(f"{name}: has no digest to keep or to compare: {summary['digest_note']}")
     decisions = digest_file.decisions_of(timeline)
     now = digest_file.entry_of(timeline, summary["digest"], summary["steps"], decisions)
     if args.update:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from tinyserve_viz.analysis.charts.source import FRAGMENTATION_COLUMNS, RunSource, provenance_of
+from tinyserve_viz.analysis.charts.source import FRAGMENTATION_COLUMNS, PROVENANCE, RunSource, provenance_of
 from tinyserve_viz.core import events as ev
 
 SERVER, ROWS, KERNELS = 1, 2, 3
@@ -34,12 +34,14 @@ def chrome_trace(source: RunSource) -> Iterator[bytes]:
 
 
 def _other(source: RunSource) -> dict[str, Any]:
-    times = source.kernels[4] if source.has_kernels else "counted"
+    caption = list(source.caption())
+    if source.has_kernels:
+        caption.append(f"kernel times: {PROVENANCE[provenance_of(source.kernels[4])]}")
     return {
         "schema": 1,
-        "clock of server and rows": "simulated time (model clock), µs",
+        "clock of server and rows": "simulated time, µs",
         "clock of kernels": "measured time of the kernels laid end to end, µs",
-        "caption": list(source.caption(provenance_of(times) if source.has_kernels else "counted")),
+        "caption": caption,
     }
 
 

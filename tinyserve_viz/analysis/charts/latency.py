@@ -41,10 +41,5 @@ def draw(source: RunSource) -> Chart:
         panels.append(Panel(title, Axis(key.upper(), unit), Axis("sequences", "% at or below", limits=(0, 101)), lines))
     if not panels:
         raise NothingToPlot(f"{source.name}: no sequence finished in it")
-    clock = source.header.engine
-    model = (
-        f"model clock: {clock.clock_base_us:,} µs + {clock.clock_prefill_us} µs a prefilled token "
-        f"+ {clock.clock_decode_us} µs a decoding sequence"
-    )
-    caption = (*source.caption(), model, "percentile: the smallest value with at least that share at or below")
+    caption = (*source.caption(), "percentile: the smallest value with at least that share at or below")
     return Chart(KIND, "Latency in simulated time", tuple(panels), caption)

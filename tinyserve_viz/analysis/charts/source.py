@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from functools import cached_property
@@ -258,9 +259,30 @@ class RunSource:
             parts.append(f"no kernels, content {header.content.describe()} unused")
         parts.append(f"backend {origin['backend']}, {origin['device']}")
         parts.append(PROVENANCE[provenance])
+        if provenance == "counted":
+            parts.append(self.clock)
         parts.append(f"tinyserve-viz {origin['tool']}")
-        parts.append(f"digest {self.timeline.digest[:16]}" if self.timeline.digest else "recording not complete")
+        parts.append(self._digest)
         return tuple(parts)
+
+    @property
+    def clock(self) -> str:
+        """What simulated time is."""
+        engine = self.header.engine
+        if engine.clock == "measured":
+            layers = "" if engine.clock_layers == 1 else f" times {engine.clock_layers} layers"
+            return f"● simulated time is that of the measured kernels{layers}"
+        return (
+            f"simulated time by a model: {engine.clock_base_us:,} µs a step + {engine.clock_prefill_us} a prefilled "
+            f"token + {engine.clock_decode_us} a decoding sequence"
+        )
+
+    @property
+    def _digest(self) -> str:
+        if self.timeline.summary is None:
+            return "recording not complete"
+        digest = json.loads(self.timeline.summary).get("digest")
+        return f"digest {digest[:16]}" if digest else "no digest"
 
 
 def _merged(orders: Iterable[list[str]]) -> list[str]:
@@ -282,7 +304,7 @@ def _column(rows: list[list[Any]], place: int) -> I64:
 
 PROVENANCE = {
     "measured": "● measured on the device",
-    "counted": "◐ counted from the events; times are of the model clock",
+    "counted": "◐ counted from the events",
     "reference": "◐ NumPy reference: wall time of the reference code, no kernel time",
     "observed": "◐ computed on declared content, not a model's",
     "claimed": "○ claimed by others",

@@ -8,7 +8,7 @@ from tinyserve_viz.analysis.charts.chart import Axis, Chart, Panel, series, thin
 from tinyserve_viz.analysis.charts.kernel_time import title_of
 from tinyserve_viz.analysis.charts.memory import pool_panel
 from tinyserve_viz.analysis.charts.queue import queue_panel
-from tinyserve_viz.analysis.charts.source import RunSource, provenance_of
+from tinyserve_viz.analysis.charts.source import PROVENANCE, RunSource, provenance_of
 
 KIND = "timeline"
 SUMMARY = "the whole replay: pool, sequences, kernel time by kernel (the default)"
@@ -43,6 +43,6 @@ def draw(source: RunSource) -> Chart:
     caption = source.caption()
     if source.has_kernels:
         panels.append(kernel_panel(source))
-        caption = source.caption(provenance_of(source.kernels[4]))
+        caption = (*caption, f"kernel times: {PROVENANCE[provenance_of(source.kernels[4])]}")
     name = source.header.origin["trace"]["name"]
     return Chart(KIND, f"Replay of {name}", tuple(panels), (*caption, *thinning_note(width)))
