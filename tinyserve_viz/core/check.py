@@ -200,7 +200,10 @@ class StepChecker:
         self._seqs = event.seqs
 
     def _freed(self, _step: int, event: ev.BlocksFreed) -> None:
-        np.subtract.at(self._references, event.blocks, 1)
+        if len(event.seqs) == 1:  # a table names a block once
+            self._references[event.blocks] -= 1
+        else:
+            np.subtract.at(self._references, event.blocks, 1)
         self._named.append(event.blocks)
 
     def _admitted(self, _step: int, event: ev.SequenceAdmitted) -> None:
