@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from rich.console import Console
 from rich.segment import Segment
+from rich.style import Style
 from rich.text import Text
 from textual import events as ui
 from textual.message import Message
@@ -35,6 +36,24 @@ class View:
     ascii: bool = False
     notice: str = ""
     breaks: tuple[str, ...] = ()  # breakpoints in words
+
+
+def _segments(text: Text) -> list[Segment]:
+    """The pieces of a line. Lines are appended piece by piece, so their spans stand in order and need no sorting."""
+    if text.style:
+        return list(text.render(_CONSOLE))
+    plain, found, at = text.plain, [], 0
+    for start, end, style in text.spans:
+        if start < at or not isinstance(style, Style):
+            return list(text.render(_CONSOLE))
+        if start > at:
+            found.append(Segment(plain[at:start]))
+        if end > start:
+            found.append(Segment(plain[start:end], style))
+        at = max(at, end)
+    if at < len(plain):
+        found.append(Segment(plain[at:]))
+    return found
 
 
 class BlockChosen(Message):
@@ -113,7 +132,7 @@ class Panel(Widget):
             self._drawn_for = (width, height)
         if y >= len(self._lines):
             return Strip.blank(width, self.rich_style)
-        segments = list(self._lines[y].render(_CONSOLE))
+        segments = _segments(self._lines[y])
         if self.view.ascii:
             segments = [Segment(to_ascii(segment.text), segment.style) for segment in segments]
         return Strip(segments).adjust_cell_length(width).apply_style(self.rich_style)
