@@ -106,6 +106,8 @@ def test_a_page_of_all_charts_needs_no_other_file_and_names_nothing_twice(charts
     assert all(link.startswith(("#", "data:")) for link in tags.links)
     assert {link[1:] for link in tags.links if link.startswith("#")} <= set(tags.ids)
     assert "<script" not in page
+    assert 'fill="#e69f00"' in page  # colours look like references, and are none
+    assert all(re.fullmatch("[0-9a-f]{6}", color) for color in re.findall(r'(?:fill|stroke)="#([^"]*)"', page))
     assert "all &lt;of it&gt;" in page
     assert "latency: nothing &lt;finished&gt;" in page
 

@@ -62,10 +62,7 @@ def _inline(chart: Chart, size: tuple[float, float] | None) -> str:
     """The SVG element alone, with names of its own: several pictures stand in one page."""
     svg = picture(chart, "svg", size).decode()
     svg = svg[svg.index("<svg") :]
-    for name in sorted(set(re.findall(r'\bid="([^"]+)"', svg)), key=len, reverse=True):
-        own = f"{chart.kind}-{name}"
-        svg = svg.replace(f'id="{name}"', f'id="{own}"').replace(f'"#{name}"', f'"#{own}"')
-        svg = svg.replace(f"url(#{name})", f"url(#{own})")
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{chart.kind}-", svg)
     label = html.escape(chart.title, quote=True)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
 
