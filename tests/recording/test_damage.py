@@ -15,6 +15,7 @@ import pytest
 
 from tinyserve_viz.cli.main import main
 from tinyserve_viz.core.resources import data_folder
+from tinyserve_viz.recording.header import SCHEMA
 from tinyserve_viz.recording.timeline import Timeline
 
 QUICKSTART = str(data_folder("traces") / "quickstart.json")
@@ -47,12 +48,17 @@ def test_a_recording_that_was_cut_is_said_to_be_damaged(
     assert "run.rec: damaged recording: " in complaint(["replay", str(recording), "--headless"], capsys)
 
 
-def test_a_newer_schema_is_named(recording: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("schema", "advice"), [(7, ""), (1, "; record the trace again")])
+def test_another_schema_is_named(
+    schema: int, advice: str, recording: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with sqlite3.connect(recording) as db:
-        db.execute("UPDATE meta SET value = ? WHERE key = 'schema'", (b"7",))
+        db.execute("UPDATE meta SET value = ? WHERE key = 'schema'", (str(schema).encode(),))
     db.close()
     line = complaint(["replay", str(recording)], capsys)
-    assert line == f"tinyserve-viz: {recording}: recording has schema 7, this version reads up to 1"
+    assert line == (
+        f"tinyserve-viz: {recording}: recording has schema {schema}, this version reads schema {SCHEMA}{advice}"
+    )
 
 
 def test_another_sqlite_file_is_no_recording(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from tinyserve_viz.core.stream import StreamState
 from tinyserve_viz.core.workload import Workload, sequences_of
 from tinyserve_viz.recording.codec import decode_value, encode_value
 
-SCHEMA = 1
+SCHEMA = 2  # 2: compaction, quality and placement have fields of their own in events and state
 _COLUMNS = ("arrival_us", "prompt_len", "output_len", "num_samples", "parent", "fork_at", "cancel_at_us", "priority")
 
 

@@ -96,8 +96,10 @@ class Timeline:
             raise RecordingError(f"{self.path}: is a SQLite file of something else (application id {found:#x})")
         rows: dict[str, bytes] = dict(self._db.execute("SELECT key, value FROM meta"))
         schema = int(rows.get("schema", b"0"))
-        if schema > SCHEMA:
-            raise RecordingError(f"{self.path}: recording has schema {schema}, this version reads up to {SCHEMA}")
+        if schema != SCHEMA:
+            again = "; record the trace again" if schema < SCHEMA else ""
+            found_and_expected = f"recording has schema {schema}, this version reads schema {SCHEMA}"
+            raise RecordingError(f"{self.path}: {found_and_expected}{again}")
         try:
             self.header = Header.from_rows(rows)
         except (KeyError, ValueError, TypeError, zlib.error, TinyserveError) as error:
