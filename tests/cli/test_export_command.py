@@ -92,6 +92,9 @@ def test_a_bench_file_exports_its_rows_with_those_that_failed(
         (["--table", "steps", "--format", "svg"], "tinyserve-viz export: --table is for csv and json, not svg; see"),
         (["--json"], "tinyserve-viz export: --json says what was written, expected -o OUT; see --help"),
         (["--format", "xlsx"], "tinyserve-viz export: argument --format: invalid choice: 'xlsx' (choose from "),
+        (["--sentences"], "tinyserve-viz export: --sentences is for jsonl, not csv; see --help"),
+        (["--size", "80x24"], "tinyserve-viz export: --size is for svg, not csv; see --help"),
+        (["--format", "jsonl", "--at", "3"], "--at is for csv, json, svg, not jsonl; see --help"),
         (["--format", "svg", "--at", "9999"], ": has steps 0 to 145, --at is 9999"),
     ],
 )

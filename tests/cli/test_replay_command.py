@@ -233,3 +233,79 @@ def test_without_a_terminal_the_summary_is_printed_and_nothing_waits(stdin: int)
         assert process.wait(timeout=60) == 0
         assert process.stdout.read().startswith("trace          quickstart (json, 10 requests, arrivals trace)\n")
         assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (["--num-blocks", "9", "--eviction", "fifo"], "--num-blocks, --eviction"),
+        (["--limit", "3"], "--limit"),
+        (["--backend", "cuda"], "--backend"),
+        (["--selection", "oracle", "--ratio", "0.5"], "--selection, --ratio"),
+    ],
+)
+@pytest.mark.parametrize("command", ["replay", "check"])
+def test_options_that_set_up_a_replay_are_refused_on_a_recording(
+    command: str, given: list[str], names: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "run.rec")
+    assert main([*HEADLESS, "--record", path]) == 0
+    capsys.readouterr()
+    assert main([command, path, *given]) == 2
+    message = f"tinyserve-viz {command}: {path} is a recording, {names} can change nothing in it; see --help\n"
+    assert capsys.readouterr() == ("", message)
+
+
+@pytest.mark.parametrize("given", [[], ["--check", "every"]])
+def test_a_recording_alone_may_be_checked_at_every_step(given: list[str], tmp_path: Path) -> None:
+    path = str(tmp_path / "run.rec")
+    assert main([*HEADLESS, "--record", path]) == 0
+    assert main(["replay", path, "--headless", *given]) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--screenshot", "x.png"], "--screenshot x.png, expected a name in .svg; see --help"),
+        (["--screenshot", "x.svg", "--json"], "--screenshot writes the picture alone, without --json; see --help"),
+        (
+            ["--screenshot", "x.svg", "--record", "r", "--decisions", "d"],
+            "--screenshot writes the picture alone, without --record, --decisions; see --help",
+        ),
+        (["--at", "3", "--size", "80x24"], "--at and --size without --screenshot FILE.svg; see --help"),
+    ],
+)
+def test_what_a_screenshot_cannot_do_is_said(
+    given: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["replay", QUICKSTART, *given]) == 2
+    assert capsys.readouterr() == ("", f"tinyserve-viz replay: {message}\n")
+
+
+def test_a_screenshot_has_no_step_after_the_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "x.svg"
+    assert main(["replay", QUICKSTART, "--kernels", "none", "--screenshot", str(picture), "--at", "146"]) == 2
+    assert capsys.readouterr().err == f"tinyserve-viz: {QUICKSTART}: has steps 0 to 145, --at is 146\n"
+    assert not picture.exists()
+
+
+def test_a_screenshot_can_be_drawn_in_ascii(tmp_path: Path) -> None:
+    plain, ascii_only = tmp_path / "plain.svg", tmp_path / "ascii.svg"
+    drawn = ["replay", QUICKSTART, "--kernels", "none", "--at", "79"]
+    assert main([*drawn, "--screenshot", str(plain)]) == 0
+    assert main([*drawn, "--screenshot", str(ascii_only), "--ascii"]) == 0
+    assert "░" in plain.read_text("utf-8")
+    assert "░" not in ascii_only.read_text("utf-8")
+
+
+@pytest.mark.parametrize("command", [["curve"], ["import", "-o", "-"]])
+def test_a_recording_where_a_trace_is_expected_is_called_one(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "run.rec")
+    assert main([*HEADLESS, "--record", path]) == 0
+    capsys.readouterr()
+    assert main([*command, path]) == 2
+    assert capsys.readouterr().err == (
+        f"tinyserve-viz: {path}: is a recording (or another SQLite file), expected a trace\n"
+    )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tinyserve_viz.cli.arguments import add_trace_arguments, load_trace
-from tinyserve_viz.cli.replay import add_settings_arguments, settings_of
+from tinyserve_viz.cli.replay import add_settings_arguments, refuse_settings, settings_of
 
 if TYPE_CHECKING:
     from tinyserve_viz.recording.timeline import Timeline
@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
         recording = path.is_file() and is_recording(path)
     except OSError as error:
         raise TraceError(f"{path}: {error.strerror}") from None
+    if recording:
+        refuse_settings(args, "check")
     with tempfile.TemporaryDirectory() as scratch:
         if not recording:
             path = _replayed(args, Path(scratch, "check.rec"))

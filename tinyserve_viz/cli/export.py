@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--at", type=whole_number(0), metavar="STEP", help="moment of svg, blocks and block_tables (default: the end)"
     )
-    parser.add_argument("--size", metavar="WxH", type=_size, default=(120, 40), help="size of the svg (default 120x40)")
+    parser.add_argument("--size", metavar="WxH", type=_size, help="size of the svg (default 120x40)")
     parser.add_argument("--sentences", action="store_true", help="with jsonl: say in words what each event did and why")
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     parser.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
@@ -63,8 +63,15 @@ def run(args: argparse.Namespace) -> int:
     form = args.format or _form_of(args.output)
     if args.table is not None and form not in ("csv", "json"):
         raise UsageError(f"tinyserve-viz export: --table is for csv and json, not {form}; see --help")
+    for option, given, forms in (
+        ("--sentences", args.sentences, ("jsonl",)),
+        ("--size", args.size is not None, ("svg",)),
+        ("--at", args.at is not None, ("csv", "json", "svg")),
+    ):
+        if given and form not in forms:
+            raise UsageError(f"tinyserve-viz export: {option} is for {', '.join(forms)}, not {form}; see --help")
     with busy(f"export {args.file}", args.quiet):
-        data, notes = exported(Path(args.file), form, args.table, args.at, args.sentences, args.size)
+        data, notes = exported(Path(args.file), form, args.table, args.at, args.sentences, args.size or (120, 40))
     write_bytes(args.output or "-", data, force=args.force)
     if not args.quiet:
         for note in notes:

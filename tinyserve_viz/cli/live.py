@@ -106,14 +106,17 @@ def _show(app: Debugger) -> None:
         raise app.failure
 
 
-def picture(path: Path, size: tuple[int, int], step: int | None, panel: str = "blocks") -> str:
+def picture(
+    path: Path, size: tuple[int, int], step: int | None, panel: str = "blocks", ascii_only: bool = False
+) -> str:
     """The screen at `step` (the end: None) of a recording as SVG, `panel` being the active one, without a terminal."""
     import asyncio
 
     async def draw() -> str:
         with Timeline(path) as timeline:
             start = timeline.num_events if step is None else timeline.first_event_of_step(step + 1)
-            app = Debugger(timeline, start=start, inspector=ContentInspector(timeline.header), panel=panel)
+            inspector = ContentInspector(timeline.header)
+            app = Debugger(timeline, ascii_only=ascii_only, start=start, inspector=inspector, panel=panel)
             async with app.run_test(size=size) as pilot:
                 app.read_all()
                 await pilot.pause()

@@ -53,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--at", type=whole_number(0), metavar="STEP", help="step that the screenshot shows (default: the end)"
     )
     parser.add_argument(
-        "--size", type=_size, default=(120, 40), metavar="WxH", help="size of the screenshot (default 120x40)"
+        "--size", type=_size, metavar="WxH", help="size of the screenshot (default 120x40)"
     )
     parser.add_argument(
         "--panel", choices=PANEL_NAMES, default="blocks", help="panel that the TUI or the screenshot begins with"
@@ -192,11 +192,14 @@ def run(args: argparse.Namespace) -> int:
         return _explain(args, settings)
     if args.trace is None:
         raise UsageError("tinyserve-viz replay: no TRACE, expected one; see --help")
+    _check_screenshot(args)
     path = Path(args.trace)
     try:
         recording = path.is_file() and is_recording(path)
     except OSError as error:
         raise TraceError(f"{path}: {error.strerror}") from None
+    if recording:
+        refuse_settings(args)
     if args.screenshot is not None:
         return _picture(args, settings, path if recording else None)
     terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None and sys.stderr.isatty()
@@ -216,6 +219,41 @@ def run(args: argparse.Namespace) -> int:
     if mismatch:
         print(f"tinyserve-viz: {path}: the digest of the events is not the recorded one", file=sys.stderr)
     return FINDING if summary["invariants"]["violations"] or mismatch else 0
+
+
+def refuse_settings(args: argparse.Namespace, command: str = "replay") -> None:
+    """A recording is a replay made already: nothing sets up its server or cuts its trace.
+
+    Raises:
+        UsageError: an option would do so.
+    """
+    from tinyserve_viz.cli.main import UsageError
+
+    parser = argparse.ArgumentParser(add_help=False)
+    add_trace_arguments(parser, optional=True)
+    add_settings_arguments(parser)
+    usual = {name: value for name, value in vars(parser.parse_args([])).items() if name not in ("trace", "check")}
+    given = [f"--{name.replace('_', '-')}" for name, value in usual.items() if getattr(args, name) != value]
+    if given:
+        useless = f"{args.trace} is a recording, {', '.join(given)} can change nothing in it"
+        raise UsageError(f"tinyserve-viz {command}: {useless}; see --help")
+
+
+def _check_screenshot(args: argparse.Namespace) -> None:
+    from tinyserve_viz.cli.main import UsageError
+
+    if args.screenshot is None:
+        given = [f"--{name}" for name in ("at", "size") if getattr(args, name) is not None]
+        if given:
+            raise UsageError(f"tinyserve-viz replay: {' and '.join(given)} without --screenshot FILE.svg; see --help")
+        return
+    if args.screenshot.suffix.lower() != ".svg":
+        raise UsageError(f"tinyserve-viz replay: --screenshot {args.screenshot}, expected a name in .svg; see --help")
+    given = [f"--{name}" for name in ("json", "record", "decisions") if getattr(args, name)]
+    if given:
+        raise UsageError(
+            f"tinyserve-viz replay: --screenshot writes the picture alone, without {', '.join(given)}; see --help"
+        )
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -295,13 +333,22 @@ def _picture(args: argparse.Namespace, settings: Settings, recording: Path | Non
     import tempfile
 
     from tinyserve_viz.cli.live import picture
+    from tinyserve_viz.cli.progress import progress_bar
     from tinyserve_viz.cli.session import prepare, run_replay
+    from tinyserve_viz.core.errors import ConfigError
+    from tinyserve_viz.recording.timeline import Timeline
 
     with tempfile.TemporaryDirectory() as scratch:
         path = recording or Path(scratch, "replay.rec")
         if recording is None:
-            run_replay(prepare(load_trace(args), settings), path)
-        shown = picture(path, args.size, args.at, args.panel)
+            trace = load_trace(args)
+            with progress_bar(f"replay {trace.name}", args.quiet) as progress:
+                run_replay(prepare(trace, settings), path, progress=progress)
+        with Timeline(path) as timeline:
+            num_steps = timeline.step_of(timeline.num_events)
+        if args.at is not None and args.at >= num_steps:
+            raise ConfigError(f"{args.trace}: has steps 0 to {num_steps - 1}, --at is {args.at}")
+        shown = picture(path, args.size or (120, 40), args.at, args.panel, args.ascii)
         args.screenshot.write_text(shown, encoding="utf-8")
     return 0
 

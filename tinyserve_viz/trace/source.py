@@ -11,6 +11,7 @@ from typing import Any
 from tinyserve_viz.core.errors import TraceError
 
 GZIP_MAGIC = b"\x1f\x8b"
+_SQLITE_MAGIC = b"SQLite format 3\x00"  # of a recording
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SHOWN_CHARS = 60  # of a bad value, so that an error stays one line
 
@@ -77,6 +78,8 @@ def _name_of(file: Path) -> str:
 
 def _check_text(source: Source) -> None:
     data = source.data
+    if data.startswith(_SQLITE_MAGIC):
+        raise source.error("is a recording (or another SQLite file), expected a trace")
     try:
         data.decode("utf-8")
         position = data.find(b"\0")
