@@ -31,7 +31,6 @@ def device(monkeypatch: pytest.MonkeyPatch) -> MemoryDevice:
 
     monkeypatch.setattr(session, "choose_backend", lambda wanted: Chosen("cuda", "memory", 1 << 32))
     monkeypatch.setattr(session, "open_session", opened)
-    monkeypatch.setattr(session, "device_copy_bandwidth", lambda: None)  # the session measures its own
     return device
 
 

@@ -152,6 +152,7 @@ def test_ctrl_c_exits_with_130_and_keeps_the_recording(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
     )
     deadline = time.monotonic() + 30
     while not path.exists() and time.monotonic() < deadline:

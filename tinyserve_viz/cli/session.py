@@ -16,7 +16,6 @@ from tinyserve_viz import __version__
 from tinyserve_viz.analysis.metrics import Metrics
 from tinyserve_viz.cli.backend import choose_backend, misfit, open_session
 from tinyserve_viz.cli.import_stream import summarize_stream_recording
-from tinyserve_viz.cli.interrupts import kept_interrupts
 from tinyserve_viz.core.apply import apply
 from tinyserve_viz.core.check import FULL_EVERY, StepChecker
 from tinyserve_viz.core.config import ORACLE_EVICTIONS, ContentConfig, EngineConfig, ModelConfig, with_overrides
@@ -246,9 +245,7 @@ def run_replay(
             digest = recorder.digest
             take = recorder.add
         steps, stopped = 0, False
-        raise_dropped = stack.enter_context(kept_interrupts())
         while _stepped(engine, record):
-            raise_dropped()
             steps += 1
             if steps % _PROGRESS_EVERY == 0 and progress is not None:
                 progress(metrics.completed + metrics.rejected + metrics.cancelled, header.workload.num_requests)

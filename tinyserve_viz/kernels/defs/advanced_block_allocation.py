@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyserve_viz.kernels.definition import Arg, Axes, KernelDef, Launch, Scalar, Stage, Status, ceil_div
-from tinyserve_viz.kernels.defs.block_allocation import TILE, start_new_life, tiles_beyond_one, valid_requests
+from tinyserve_viz.kernels.defs.block_allocation import (
+    TILE,
+    start_new_life,
+    tile_stages,
+    tiles_beyond_one,
+    valid_requests,
+)
 from tinyserve_viz.kernels.defs.fused_block_copy import STRIDE_HOLDS_POOL
 from tinyserve_viz.kernels.layout import F16, LAYERED_BOX
 from tinyserve_viz.kernels.parameters import default
@@ -123,14 +126,6 @@ NUM_DIGITS = 2048  # buckets of a region
 SURVEY_WORDS = 12300  # int32 words of the head of the workspace, advanced_block_allocation.cu: Survey
 
 
-def _tiles(axes: Axes) -> tuple[int, int, int]:
-    return ceil_div(axes["num_requests"], TILE), 1, 1
-
-
-def _has_several_tiles(facts: Mapping[str, Any]) -> bool:
-    return bool(facts["num_requests"] > TILE)
-
-
 def _pool_grid(axes: Axes) -> tuple[int, int, int]:
     """Two thread blocks for each of an H100's 132 multiprocessors at most: each brings a histogram of its own."""
     return max(1, min(ceil_div(axes["num_blocks"], TILE), 264)), 1, 1
@@ -202,10 +197,10 @@ KERNEL = KernelDef(
         grid=lambda a: (max(1, ceil_div(a["num_requests"], TILE)), 1, 1),
         threads=TILE,
         before=(
-            *(Stage(suffix, _tiles, TILE, _has_several_tiles) for suffix in ("look", "mark", "count")),
+            *tile_stages("look", "mark", "count"),
             *(Stage(suffix, _pool_grid, TILE) for suffix in ("survey", "histogram", "gather")),
             Stage("sort", lambda _a: (NUM_DIGITS, 2, 1), 256),
-            Stage("dry", _tiles, TILE, _has_several_tiles),
+            *tile_stages("dry"),
         ),
         after=(
             Stage(

@@ -29,6 +29,19 @@ def tiles_beyond_one(num_requests: int) -> int:
     return ceil_div(num_requests, TILE) if num_requests > TILE else 0
 
 
+def tile_stages(*suffixes: str) -> tuple[Stage, ...]:
+    """Launches over the requests that only a batch of several thread blocks needs."""
+    return tuple(
+        Stage(
+            suffix,
+            lambda a: (ceil_div(a["num_requests"], TILE), 1, 1),
+            TILE,
+            lambda facts: bool(facts["num_requests"] > TILE),
+        )
+        for suffix in suffixes
+    )
+
+
 def valid_requests(reqs: NDArray[np.int32], block_table: NDArray[np.int32]) -> tuple[NDArray[np.bool_], Status]:
     """Which requests name an empty table entry. RANGE: no such entry; ALREADY_MAPPED: it is taken."""
     seq, logical = reqs.astype(np.int64).T
@@ -156,15 +169,7 @@ KERNEL = KernelDef(
         layout="a thread per request: ranks by an exclusive scan over the valid ones; then a warp per block given out",
         grid=lambda a: (max(1, ceil_div(a["num_requests"], TILE)), 1, 1),
         threads=TILE,
-        before=tuple(
-            Stage(
-                suffix,
-                lambda a: (ceil_div(a["num_requests"], TILE), 1, 1),
-                TILE,
-                lambda facts: facts["num_requests"] > TILE,
-            )
-            for suffix in ("look", "mark", "count")
-        ),
+        before=tile_stages("look", "mark", "count"),
         after=(
             Stage(
                 "forget",

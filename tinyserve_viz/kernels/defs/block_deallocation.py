@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Stage, Status, ceil_div
-from tinyserve_viz.kernels.defs.block_allocation import TILE, tiles_beyond_one
+from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Status, ceil_div
+from tinyserve_viz.kernels.defs.block_allocation import TILE, tile_stages, tiles_beyond_one
 from tinyserve_viz.kernels.paging import first_of_each, mapped
 
 
@@ -78,15 +78,7 @@ KERNEL = KernelDef(
         layout="a thread per request; the freed list by an exclusive scan, never in atomic order",
         grid=lambda a: (max(1, ceil_div(a["num_requests"], TILE)), 1, 1),
         threads=TILE,
-        before=tuple(
-            Stage(
-                suffix,
-                lambda a: (ceil_div(a["num_requests"], TILE), 1, 1),
-                TILE,
-                lambda facts: facts["num_requests"] > TILE,
-            )
-            for suffix in ("take", "first", "count", "list")
-        ),
+        before=tile_stages("take", "first", "count", "list"),
         scratch_axes=lambda a: {
             "workspace_words": 2 * a["num_blocks"] + a["num_requests"] + tiles
             if (tiles := tiles_beyond_one(a["num_requests"]))
