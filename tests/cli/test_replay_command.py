@@ -309,3 +309,20 @@ def test_a_recording_where_a_trace_is_expected_is_called_one(
     assert capsys.readouterr().err == (
         f"tinyserve-viz: {path}: is a recording (or another SQLite file), expected a trace\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("trace", "given", "told"),
+    [
+        ("quickstart", ["--allocator", "exact", "--ratio", "0.5", "--sinks", "1"],
+         "--ratio, --sinks would do nothing, no kernel runs: allocator 'exact' has none"),
+        ("long", ["--budget-blocks", "4"], "--budget-blocks would do nothing, no kernel runs: 526,416 tokens are more "
+         "than 200,000; --kernels decisions runs those that decide"),
+    ],
+)  # fmt: skip
+def test_a_selection_is_refused_where_no_kernels_run_of_their_own_accord(
+    trace: str, given: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(TRACES / f"{trace}.json")
+    assert main(["replay", path, "--headless", "--backend", "numpy", *given]) == 2
+    assert capsys.readouterr() == ("", f"tinyserve-viz: {told}\n")

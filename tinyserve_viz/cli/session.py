@@ -51,6 +51,15 @@ Progress = Callable[[int, int], None]
 
 _PROGRESS_EVERY = 256  # steps
 ALL_KERNELS_UP_TO_TOKENS = 200_000
+_SELECTION_OPTIONS = {
+    "selection": "--selection",
+    "ratio_permille": "--ratio",
+    "budget_blocks": "--budget-blocks",
+    "sinks": "--sinks",
+    "recent": "--recent",
+    "selection_heads": "--selection-heads",
+    "reduction": "--reduction",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +128,8 @@ def prepare(trace: Trace, settings: Settings) -> Header:
             raise OutOfDeviceMemory(problem)
         chosen = replace(choose_backend("numpy"), why=problem)
     kernels = asked or _kernels_by_size(engine, workload, chosen.name)
+    if asked is None and kernels == "none":
+        _refuse_selection(settings, engine, workload)
     if kernels != "none" and engine.allocator != "paged":
         raise ConfigError(f"kernels {kernels!r} need the paged allocator, not {engine.allocator!r}")
     if settings.alloc == "cas":
@@ -164,6 +175,23 @@ def prepare(trace: Trace, settings: Settings) -> Header:
 def _kernels_by_size(engine: EngineConfig, workload: Workload, backend: str) -> str:
     """All kernels on a GPU and where the NumPy reference takes seconds, none where it would take hours."""
     return "all" if engine.allocator == "paged" and (backend == "cuda" or _is_small(workload)) else "none"
+
+
+def _refuse_selection(settings: Settings, engine: EngineConfig, workload: Workload) -> None:
+    """No kernel runs, though nobody said so, and nothing is selected: what the user says of selection is lost.
+
+    Raises:
+        ConfigError: the settings say something of it.
+    """
+    given = [option for name, option in _SELECTION_OPTIONS.items() if settings.engine.get(name) is not None]
+    if not given:
+        return
+    if engine.allocator != "paged":
+        why = f"allocator {engine.allocator!r} has none"
+    else:
+        tokens = f"{num_tokens(workload):,} tokens are more than {ALL_KERNELS_UP_TO_TOKENS:,}"
+        why = f"{tokens}; --kernels decisions runs those that decide"
+    raise ConfigError(f"{', '.join(given)} would do nothing, no kernel runs: {why}")
 
 
 def _is_small(workload: Workload) -> bool:
