@@ -101,6 +101,14 @@ def test_steps_events_and_times_can_be_gone_to(recording: Path) -> None:
         await type_place(pilot, "t1.5")
         assert app.view.frame.time_us >= 1_500_000
         assert app.view.frame.said[-1].kind == "StepEnded"
+        for long, short in (("step 57", "57"), ("event 412", "e412"), ("time 1.5", "t1.5")):
+            await type_place(pilot, short)
+            reached = app.position
+            await type_place(pilot, "79")
+            await type_place(pilot, long)
+            assert app.position == reached != app._player.timeline.first_event_of_step(79) + 1
+        await type_place(pilot, "step x")
+        assert app.view.notice == "'step x': expected 57 (a step), e412 (an event) or t1.5 (seconds)"
         await type_place(pilot, "x")
         assert app.view.notice == "'x': expected 57 (a step), e412 (an event) or t1.5 (seconds)"
         await type_place(pilot, "e9999")

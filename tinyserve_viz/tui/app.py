@@ -270,7 +270,7 @@ class Debugger(App[None]):
         self._say(text)
         if len(text) + len(self.view.frame.header.content.describe()) + 12 > self.size.width:
             rows = look.wrap(text, min(80, max(20, self.size.width - 8)))
-            self.push_screen(TextScreen("not understood", [Text(row) for row in rows], self._ascii))
+            self.push_screen(TextScreen("not done", [Text(row) for row in rows], self._ascii))
 
     def action_play(self) -> None:
         """Play or pause; at the end, nothing."""

@@ -9,6 +9,8 @@ from tinyserve_viz.analysis.history import History
 from tinyserve_viz.core.workload import Workload
 from tinyserve_viz.recording.timeline import Timeline
 
+_SHORT = {"step": "", "event": "e", "time": "t"}
+
 
 class NoSuchPlace(Exception):  # noqa: N818 - an answer for the footer, not an error of the program
     """What was typed names no place; the message says what would."""
@@ -17,18 +19,22 @@ class NoSuchPlace(Exception):  # noqa: N818 - an answer for the footer, not an e
 def parse_place(text: str, timeline: Timeline, history: History) -> int:
     """The position that `57` (a step), `e412` (an event) or `t1.5` (seconds of simulated time) names.
 
+    `step 57`, as breakpoints have it, `event 412` and `time 1.5` say the same.
+
     Raises:
         NoSuchPlace: it cannot be understood, or lies outside.
     """
+    kind, _, number = text.partition(" ")
+    short = f"{_SHORT[kind]}{number.strip()}" if kind in _SHORT else text
     try:
-        if text.startswith("e"):
-            return _inside(int(text[1:]), timeline.num_events, "event")
-        if text.startswith("t"):
-            wanted = float(text[1:]) * 1e6
+        if short.startswith("e"):
+            return _inside(int(short[1:]), timeline.num_events, "event")
+        if short.startswith("t"):
+            wanted = float(short[1:]) * 1e6
             place = bisect_left(history.time_us, wanted)
             return history.ends[place] if place < len(history.ends) else timeline.num_events
         last = max(0, timeline.step_of(timeline.num_events) - 1)
-        first = timeline.first_event_of_step(_inside(int(text), last, "step"))
+        first = timeline.first_event_of_step(_inside(int(short), last, "step"))
         return min(first + 1, timeline.num_events)  # right after its first event, so that the step is the one shown
     except ValueError:
         raise NoSuchPlace(f"{text!r}: expected 57 (a step), e412 (an event) or t1.5 (seconds)") from None
