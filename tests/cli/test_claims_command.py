@@ -212,3 +212,15 @@ def test_timing_here_without_a_gpu_is_exit_code_3(
     error = capsys.readouterr().err
     assert "claims --bench here times kernels on a GPU" in error
     assert error.count("\n") == 1
+
+
+def test_captured_content_that_cannot_be_read_is_said_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "qkv.npz"
+    bad.write_text("no arrays")
+    assert main(["claims", "--only", "hit-rate", "--captured", str(bad)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"tinyserve-viz: {bad}: is no .npz that can be read")
+    assert printed.err.count("\n") == 1

@@ -87,6 +87,10 @@ def run(args: argparse.Namespace) -> int:
     traces = tuple(read_trace(path, args.format, None, MAX_LENGTH) for path in paths)
     ask = Ask(traces, args.requests, args.seeds, timed, args.captured, args.quiet)
     from tinyserve_viz.analysis.claim import Answer
+    from tinyserve_viz.engine.captured import read_capture
+
+    if ask.captured is not None:
+        read_capture(ask.captured)  # what cannot be read is said before anything is counted
 
     answers = []
     for claim, measure in chosen:
