@@ -59,7 +59,7 @@ class BenchSource:
             raise TinyserveError(f"{path}: {error.strerror}") from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise TinyserveError(
-                f"{path}: neither a recording nor a bench file ({error}); expected an object with `device` and `rows`"
+                f"{path}: neither a recording nor a bench file ({error}); a trace is recorded by replay --record"
             ) from None
         self.rows = self.file.rows
         if all_rows:
