@@ -122,7 +122,11 @@ def test_offsets_beyond_2_to_31_elements(cuda: CudaBackend) -> None:
 
 
 def test_the_times_of_a_call_name_its_launches(cuda: CudaBackend) -> None:
-    case = next(case for case in CASES if case.kernel == "fused_block_copy" and case.name == "layers")
-    cuda.run(kernel_named("fused_block_copy"), *case.make())
-    assert [time.entry for time in cuda.times] == ["fused_block_copy_check", "fused_block_copy"]
+    case = next(case for case in CASES if case.kernel == "fragmentation_analysis" and case.name == "scattered")
+    cuda.run(kernel_named("fragmentation_analysis"), *case.make())
+    assert [time.entry for time in cuda.times] == [
+        "fragmentation_analysis_clear",
+        "fragmentation_analysis_walk",
+        "fragmentation_analysis",
+    ]
     assert all(time.microseconds > 0 for time in cuda.times)
