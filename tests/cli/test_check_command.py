@@ -109,7 +109,7 @@ def test_more_decisions_than_a_file_should_hold_are_not_kept(
     assert main([*QUICKSTART, "--digest", str(kept), "--update"]) == 0
     assert kept.stat().st_size < 2000
     assert main([*QUICKSTART, "--digest", str(kept)]) == 0
-    assert main([*QUICKSTART, "--digest", str(kept), "--seed", "5"]) == 0  # without kernels it decides nothing
+    assert main([*QUICKSTART, "--digest", str(kept), "--check", "every"]) == 0  # which decides nothing
     assert main([*QUICKSTART, "--digest", str(kept), "--num-blocks", "41"]) == 1
     assert "decisions are not kept: record both and use `compare A B`" in capsys.readouterr().out
 
@@ -200,3 +200,24 @@ def test_what_cannot_be_checked_is_one_line_and_code_2(
     assert printed.out == ""
     assert printed.err.count("\n") == 1
     assert line in printed.err
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--junit", "no/x.xml"], ": no/x.xml: there is no folder {here}/no; make it first, or choose another place"),
+        (["--junit", "x.html"], ": x.html: has suffix .html, JUnit XML ends in .xml"),
+        (["--digest", "d.json"], ": d.json: No such file or directory; --update writes it"),
+        (["--digest", "no/d.json", "--update"],
+         ": no/d.json: there is no folder {here}/no; make it first, or choose another place"),
+        (["--assert", "steps > open('x')"], ": \"steps > open('x')\": \"open('x')\" is not allowed; names, numbers, "
+         "+ - * /, comparisons, and, or, not, abs, min and max are"),
+        (["--name", "x"], " check: --name names an entry of --digest FILE, which is missing; see --help"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_judged_or_written_is_said_before_the_trace_is_read(
+    options: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "missing.json", *options]) == 2
+    assert capsys.readouterr() == ("", f"tinyserve-viz{told.format(here=tmp_path)}\n")

@@ -27,7 +27,7 @@ def test_without_a_file_the_table_is_all_that_stdout_gets(
         ("x.json", b'{"schema":1,"table":"steps"'),
         ("x.jsonl", b'{"schema":"tinyserve-viz/events/1"'),
         ("x.svg", b"<svg"),
-        ("x.dat", b"step,time_us,"),
+        ("x", b"step,time_us,"),
     ],
 )
 def test_the_suffix_chooses_the_format_where_none_is_named(
@@ -35,6 +35,22 @@ def test_the_suffix_chooses_the_format_where_none_is_named(
 ) -> None:
     assert main(["export", str(quickstart_recording), "-o", str(tmp_path / name)]) == 0
     assert (tmp_path / name).read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("x.dat", [], "has suffix .dat, an export ends in one of .csv, .json, .jsonl, .svg"),
+        ("x.json", ["--format", "csv"], "has suffix .json, an export as csv ends in .csv"),
+        ("no/x.csv", [], "there is no folder {folder}/no; make it first, or choose another place"),
+    ],
+)
+def test_a_name_that_cannot_be_an_export_is_refused_before_the_recording_is_read(
+    name: str, options: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = str(tmp_path / name)
+    assert main(["export", "missing.rec", "-o", place, *options]) == 2
+    assert capsys.readouterr().err == f"tinyserve-viz: {place}: {told.format(folder=tmp_path)}\n"
 
 
 def test_a_screen_at_a_step_is_that_of_the_screenshot_option(quickstart_recording: Path, tmp_path: Path) -> None:

@@ -68,9 +68,10 @@ def test_a_bad_option_is_one_line(options: list[str], expected: str, capsys: pyt
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gen", "poisson", "-o", str(tmp_path)]) == 2
     assert main(["gen", "poisson", "-o", str(tmp_path / "none" / "t.json")]) == 2
+    missing = tmp_path / "none"
     assert capsys.readouterr().err.splitlines() == [
         f"tinyserve-viz: {tmp_path}: is a directory, expected a file name",
-        f"tinyserve-viz: {tmp_path}/none/t.json: cannot be written (No such file or directory)",
+        f"tinyserve-viz: {missing}/t.json: there is no folder {missing}; make it first, or choose another place",
     ]
 
 

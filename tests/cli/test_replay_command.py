@@ -143,12 +143,14 @@ def test_options_win_over_the_file(
     options: list[str], section: str, expected: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fragmentation = str(TRACES / "fragmentation.json")  # without prefix ids: it takes every block size
-    summary = summary_of(["replay", fragmentation, "--limit", "3", "--kernels", "none", "--headless", *options], capsys)
+    kernels = "decisions" if section in ("selection", "ratio_permille") else "none"
+    command = ["replay", fragmentation, "--limit", "3", "--kernels", kernels, "--headless"]
+    summary = summary_of([*command, *options], capsys)
     assert summary["config"]["engine"][section] == expected
 
 
 def test_limit_and_seed(capsys: pytest.CaptureFixture[str]) -> None:
-    summary = summary_of([*HEADLESS, "--limit", "2", "--seed", "9"], capsys)
+    summary = summary_of(["replay", QUICKSTART, "--headless", "--limit", "2", "--seed", "9"], capsys)
     assert summary["trace"]["num_requests"] == 2
     assert summary["content"]["seed"] == 9
 
@@ -216,10 +218,38 @@ def test_decisions_are_one_line_a_step_and_no_file_is_overwritten(
     assert [line["step"] for line in lines] == list(range(summary["steps"]))
     before = path.read_bytes()
     assert main([*HEADLESS, "--decisions", str(path)]) == 2
-    assert "exists; choose another name or overwrite it with --force" in capsys.readouterr().err
+    assert "exists already, expected a new name (--force replaces it)" in capsys.readouterr().err
     assert path.read_bytes() == before
     assert summary_of([*HEADLESS, "--decisions", str(path), "--force", "--limit", "1"], capsys)["steps"] < len(lines)
     assert len(path.read_bytes()) < len(before)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--record", "no/x.rec"], ": no/x.rec: there is no folder {here}/no; make it first, or choose another place"),
+        (["--record", "x.png"], ": x.png: has suffix .png, a recording ends in .rec"),
+        (["--decisions", "x.rec"], ": x.rec: has suffix .rec, a file of decisions ends in .jsonl"),
+        (["--screenshot", "old.svg"], ": old.svg: exists already, expected a new name (--force replaces it)"),
+        (["--force"], " replay: --force replaces what --record writes, which is not given; see --help"),
+        (["--panel", "why", "--headless"], " replay: --panel without the TUI; see --help"),
+        (["--explain", "--record", "x.rec"], " replay: --explain lists rules and stops, without --record; see --help"),
+    ],
+)
+def test_what_cannot_be_written_or_seen_is_refused_before_the_trace_is_read(
+    options: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("old.svg").touch()
+    assert main(["replay", "missing.json", *options]) == 2
+    assert capsys.readouterr() == ("", f"tinyserve-viz{told.format(here=tmp_path)}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["old.svg"]
+
+
+def test_a_summary_without_kernels_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", str(TRACES / "long.json"), "--headless", "--backend", "numpy"]) == 0
+    told = "kernels none (526,416 tokens are more than 200,000; --kernels decisions runs those that decide)"
+    assert told in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("stdin", [subprocess.DEVNULL, subprocess.PIPE])
@@ -318,9 +348,19 @@ def test_a_recording_where_a_trace_is_expected_is_called_one(
          "--ratio, --sinks would do nothing, no kernel runs: allocator 'exact' has none"),
         ("long", ["--budget-blocks", "4"], "--budget-blocks would do nothing, no kernel runs: 526,416 tokens are more "
          "than 200,000; --kernels decisions runs those that decide"),
+        ("quickstart", ["--kernels", "none", "--verify", "off", "--seed", "3", "--content", "iid"],
+         "--content, --seed, --verify would do nothing, no kernel runs: kernels none was asked for"),
+        ("quickstart", ["--kernels", "decisions", "--attention", "flash"],
+         "--attention would do nothing: kernels 'decisions' leaves attention out"),
+        ("quickstart", ["--hot-blocks", "3"], "--hot-blocks would do nothing: only eviction seed has a hot region"),
+        ("quickstart", ["--clock-layers", "3"],
+         "--clock-layers would do nothing: only --clock measured counts layers"),
+        ("quickstart", ["--max-model-len", "9"], "--max-model-len would do nothing: only contiguous reserves by it"),
+        ("quickstart", ["--allocator", "exact", "--prefix-caching", "on"],
+         "prefix caching needs the paged allocator, not 'exact'"),
     ],
 )  # fmt: skip
-def test_a_selection_is_refused_where_no_kernels_run_of_their_own_accord(
+def test_what_would_do_nothing_is_refused_with_the_reason(
     trace: str, given: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = str(TRACES / f"{trace}.json")

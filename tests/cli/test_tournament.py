@@ -151,7 +151,30 @@ def test_two_recordings_are_compared_like_two_configurations(
 
 def test_lists_and_a_second_recording_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", QUICKSTART, "other.rec", "--eviction", "lru,fifo"]) == 2
-    assert "--eviction needs a trace alone" in capsys.readouterr().err
+    assert "--eviction: for one trace alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([QUICKSTART, QUICKSTART], f": {QUICKSTART}: is no recording, and two files are compared as recordings: make "
+         f"one with `tinyserve-viz replay {QUICKSTART} --record FILE.rec`, or compare one trace under several values "
+         "of an option (--eviction lru,fifo)"),
+        (["a.rec", "b.rec", "--limit", "3", "--seed", "1", "--plot", "x.png"],
+         " compare: --limit, --seed, --plot: for one trace alone; see --help"),
+        ([QUICKSTART, "--eviction", "lru,fifo", "--plot", "x.png"],
+         " compare: --plot draws what selections keep: compare --selection or --ratio; see --help"),
+        ([QUICKSTART, "--selection", "paper,seed", "--plot", "no/x.png"], ": no/x.png: there is no folder "
+         f"{Path('no').resolve()}; make it first, or choose another place"),
+        ([QUICKSTART, "--eviction", "lru,fifo", "--seed", "3"],
+         ": --seed would do nothing, no kernel runs: kernels none was asked for"),
+    ],
+)  # fmt: skip
+def test_what_a_comparison_cannot_use_is_refused_at_once(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", *arguments]) == 2
+    assert capsys.readouterr() == ("", f"tinyserve-viz{told}\n")
 
 
 def test_selections_are_drawn_as_text_and_into_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

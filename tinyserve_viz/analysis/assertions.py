@@ -70,6 +70,15 @@ def judge(text: str, values: Mapping[str, Any]) -> Verdict:
     return Verdict(text, found, named)
 
 
+def expect_assertion(text: str) -> None:
+    """What can be said of an assertion before there are values.
+
+    Raises:
+        AssertionSyntax: it is not in the grammar.
+    """
+    _check(text, _parsed(text), None, {})
+
+
 def _parsed(text: str) -> ast.expr:
     if len(text) > _MOST_CHARS:
         raise AssertionSyntax(f"assertion of {len(text):,} characters, expected at most {_MOST_CHARS:,}")
@@ -81,14 +90,14 @@ def _parsed(text: str) -> ast.expr:
         raise AssertionSyntax(f"{text!r} cannot be read: {reason}; expected e.g. {example}") from None
 
 
-def _check(text: str, node: ast.expr, values: Mapping[str, Any], named: dict[str, Any]) -> None:
-    """Every part is in the grammar and every name is known, also where `and` would never look."""
+def _check(text: str, node: ast.expr, values: Mapping[str, Any] | None, named: dict[str, Any]) -> None:
+    """Every part is in the grammar and every name is in `values` (if there are), also where `and` would never look."""
     match node:
         case ast.Constant(value=bool() | None) | ast.Constant(value=int() | float() | str()):
             return
         case ast.Name() | ast.Attribute():
             name = _dotted(text, node)
-            if name not in _CONSTANTS:
+            if name not in _CONSTANTS and values is not None:
                 if name not in values:
                     raise AssertionSyntax(f"{text!r}: {_unknown(name, values)}")
                 named[name] = values[name]

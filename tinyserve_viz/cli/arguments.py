@@ -28,6 +28,13 @@ def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
     return parse
 
 
+def different(values: tuple[Any, ...], text: str) -> tuple[Any, ...]:
+    """The values of a list given as `text`, each of which may stand there once."""
+    if len(set(values)) < len(values):
+        raise argparse.ArgumentTypeError(f"{text!r} names one value twice")
+    return values
+
+
 def add_trace_arguments(parser: argparse.ArgumentParser, positional: str = "trace", optional: bool = False) -> None:
     """Add the trace file, which a command may do without (`optional`), and `--format`, `--limit`, `--max-len`."""
     parser.add_argument(

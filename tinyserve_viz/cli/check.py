@@ -13,6 +13,7 @@ from tinyserve_viz.cli.arguments import add_trace_arguments, load_trace
 from tinyserve_viz.cli.replay import add_settings_arguments, refuse_settings, settings_of
 
 if TYPE_CHECKING:
+    from tinyserve_viz.analysis.digest_file import Entry
     from tinyserve_viz.recording.timeline import Timeline
     from tinyserve_viz.report.junit import Case
 
@@ -46,7 +47,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Judge everything, print every verdict; 1 when one is a finding."""
+    from tinyserve_viz.analysis.assertions import expect_assertion
+    from tinyserve_viz.analysis.digest_file import read
     from tinyserve_viz.cli.main import UsageError
+    from tinyserve_viz.cli.outputs import check_output
     from tinyserve_viz.core.errors import TraceError
     from tinyserve_viz.recording.timeline import Timeline, is_recording
     from tinyserve_viz.report.junit import as_junit
@@ -54,6 +58,14 @@ def run(args: argparse.Namespace) -> int:
 
     if args.update and args.digest is None:
         raise UsageError("tinyserve-viz check: --update writes to --digest FILE, which is missing; see --help")
+    if args.name is not None and not (args.digest or args.junit or args.json):
+        raise UsageError("tinyserve-viz check: --name names an entry of --digest FILE, which is missing; see --help")
+    for text in args.assertions:
+        expect_assertion(text)
+    check_output(args.digest if args.update else None, True, "a digest file", (".json",))
+    check_output(args.junit, True, "JUnit XML", (".xml",))
+    if args.digest is not None and (args.digest.exists() or not args.update):
+        read(args.digest)
     path = Path(args.trace)
     try:
         recording = path.is_file() and is_recording(path)
@@ -90,10 +102,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _replayed(args: argparse.Namespace, record: Path) -> Path:
     from tinyserve_viz.cli.progress import progress_bar
-    from tinyserve_viz.cli.session import prepare, run_replay
+    from tinyserve_viz.cli.session import prepare_as_told, run_replay
 
     trace, settings = load_trace(args), settings_of(args, "check")
-    header = prepare(trace, settings)
+    header = prepare_as_told(trace, settings)
+    if args.digest is not None and not args.update:
+        _kept(args, trace.name)
     with progress_bar(f"check {trace.name}", args.quiet) as progress:
         run_replay(header, record, False, settings.check_every_step, progress=progress)
     return record
@@ -159,12 +173,19 @@ def _digest(args: argparse.Namespace, summary: dict[str, Any], timeline: Timelin
         if not args.quiet:
             print(f"tinyserve-viz check: {args.digest}: {name} is {now.digest}{was}", file=sys.stderr)
         return Case(f"digest kept in {args.digest}", True)
-    kept = digest_file.read(args.digest)
-    if name not in kept.replays:
-        known = ", ".join(kept.replays) or "nothing"
-        raise digest_file.DigestFileError(f"{args.digest}: has {known}, no {name!r}; --update adds it")
-    told = digest_file.difference(kept.replays[name], now, timeline, decisions)
+    told = digest_file.difference(_kept(args, name), now, timeline, decisions)
     return Case(f"digest is that in {args.digest}", not told, "\n".join(told))
+
+
+def _kept(args: argparse.Namespace, name: str) -> Entry:
+    """The entry of --digest FILE to hold this replay to; `name` where the user names none."""
+    from tinyserve_viz.analysis import digest_file
+
+    kept = digest_file.read(args.digest)
+    if (args.name or name) not in kept.replays:
+        known = ", ".join(kept.replays) or "nothing"
+        raise digest_file.DigestFileError(f"{args.digest}: has {known}, no {args.name or name!r}; --update adds it")
+    return kept.replays[args.name or name]
 
 
 def _print(cases: list[Case], quiet: bool) -> None:

@@ -32,6 +32,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     for axis in AXES:
         parser.add_argument(axis.option, type=axis.parse, metavar=axis.metavar, help=axis.help)
+    _add_replay_arguments(parser)
+    parser.add_argument("--fail-on-diff", action="store_true", help="exit code 1 when any decision differs")
+    parser.add_argument(
+        "--plot", metavar="OUT", help="where selections are compared: draw mass kept against bytes into OUT.png, .svg, "
+        ".pdf, .html or .txt"
+    )
+    parser.add_argument("--force", action="store_true", help="let --plot replace an existing file")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def _add_replay_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what is the same in all replays of a comparison."""
     parser.add_argument("--profile", default="tinyserve", metavar="NAME", help="tinyserve (default) or vllm")
     parser.add_argument(
         "--arrivals", default="trace", metavar="WHEN", help="trace (default), burst, sequential or timed"
@@ -49,14 +62,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="auto (default): CUDA when it works, else the NumPy references",
     )
-    parser.add_argument("--fail-on-diff", action="store_true", help="exit code 1 when any decision differs")
-    parser.add_argument(
-        "--plot", metavar="OUT", help="where selections are compared: draw mass kept against bytes into OUT.png, .svg, "
-        ".pdf, .html or .txt"
-    )
-    parser.add_argument("--force", action="store_true", help="let --plot replace an existing file")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,10 +76,12 @@ def run(args: argparse.Namespace) -> int:
         recording = path.is_file() and is_recording(path)
     except OSError as error:
         raise TraceError(f"{path}: {error.strerror}") from None
-    options = tournament.given(args)
+    options = [*tournament.given(args), *_replaying(args)]
     if args.other is not None or args.decisions is not None:
         if options:
-            raise UsageError(f"tinyserve-viz compare: {options[0]} needs a trace alone; see --help")
+            raise UsageError(f"tinyserve-viz compare: {', '.join(options)}: for one trace alone; see --help")
+        if args.other is not None:
+            _expect_recordings(path if not recording else None, args.other)
         if args.other is not None and args.decisions is not None:
             raise UsageError("tinyserve-viz compare: a second recording and --decisions exclude each other; see --help")
         return _against_lines(args) if args.other is None else _two_recordings(args)
@@ -83,6 +90,38 @@ def run(args: argparse.Namespace) -> int:
             f"tinyserve-viz compare: {path} is a recording: name a second one, or --decisions FILE; see --help"
         )
     return tournament.run(args)
+
+
+def _replaying(args: argparse.Namespace) -> list[str]:
+    """The options given that say how a trace is read and replayed, or how selections are drawn."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_trace_arguments(parser, optional=True)
+    _add_replay_arguments(parser)
+    usual = {name: value for name, value in vars(parser.parse_args([])).items() if name != "trace"}
+    given = [f"--{name.replace('_', '-')}" for name, value in usual.items() if getattr(args, name) != value]
+    return given + (["--plot"] if args.plot is not None else [])
+
+
+def _expect_recordings(first: Path | None, second: Path) -> None:
+    """Two files are compared as recordings, so each has to be one.
+
+    Raises:
+        TinyserveError: one is not; the message says how to compare what a trace does.
+    """
+    from tinyserve_viz.core.errors import RecordingError
+    from tinyserve_viz.recording.timeline import is_recording
+
+    path = first
+    if path is None:
+        try:
+            path = None if is_recording(second) else second
+        except OSError as error:
+            raise RecordingError(f"{second}: {error.strerror}") from None
+    if path is not None and path.is_file():
+        raise RecordingError(
+            f"{path}: is no recording, and two files are compared as recordings: make one with `tinyserve-viz replay "
+            f"{path} --record FILE.rec`, or compare one trace under several values of an option (--eviction lru,fifo)"
+        )
 
 
 def _two_recordings(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from tinyserve_viz.cli.arguments import add_trace_arguments, load_trace, whole_number
+from tinyserve_viz.cli.arguments import add_trace_arguments, different, load_trace, whole_number
 
 if TYPE_CHECKING:
     from tinyserve_viz.analysis.curve import CurvePoint
@@ -121,9 +121,10 @@ def _policies(text: str) -> tuple[str, ...]:
     for name in names:
         if name not in POLICY_NAMES:
             raise argparse.ArgumentTypeError(f"unknown policy {name!r}; known: {', '.join(sorted(POLICY_NAMES))}")
-    return names
+    return different(names, text)
 
 
 def _capacities(text: str) -> tuple[int | None, ...]:
     parse = whole_number(1, MAX_CAPACITY)
-    return tuple(None if size.strip() == "inf" else parse(size.strip()) for size in text.split(","))
+    sizes = tuple(None if size.strip() == "inf" else parse(size.strip()) for size in text.split(","))
+    return different(sizes, text)

@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from tinyserve_viz.analysis.tables import Table
     from tinyserve_viz.recording.timeline import Timeline
 
-FORMATS = ("csv", "json", "jsonl", "chrome", "mooncake", "svg")
+# How a file of each format may end; the first format with a suffix is what the suffix alone asks for.
+_SUFFIXES = {
+    "csv": (".csv",),
+    "json": (".json",),
+    "jsonl": (".jsonl",),
+    "chrome": (".json",),
+    "mooncake": (".jsonl",),
+    "svg": (".svg",),
+}
+FORMATS = tuple(_SUFFIXES)
 _DEFAULT_TABLE = "steps"
 
 
@@ -51,10 +60,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write one export, or list the tables."""
     from tinyserve_viz.cli.main import UsageError
+    from tinyserve_viz.cli.outputs import check_output
     from tinyserve_viz.cli.progress import busy
     from tinyserve_viz.trace.write import write_bytes
 
     if args.table == "list":
+        useless = ("output", "format", "at", "size", "sentences", "force")
+        if named := ", ".join(f"--{name}" for name in useless if getattr(args, name)):
+            raise UsageError(f"tinyserve-viz export: --table list writes nothing, without {named}; see --help")
         return _list(args.json)
     if args.file is None:
         raise UsageError("tinyserve-viz export: the following arguments are required: FILE; see --help")
@@ -70,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
     ):
         if given and form not in forms:
             raise UsageError(f"tinyserve-viz export: {option} is for {', '.join(forms)}, not {form}; see --help")
+    check_output(args.output, args.force, f"an export as {form}", _SUFFIXES[form])
     with busy(f"export {args.file}", args.quiet):
         data, notes = exported(Path(args.file), form, args.table, args.at, args.sentences, args.size or (120, 40))
     write_bytes(args.output or "-", data, force=args.force)
@@ -175,8 +189,17 @@ def _table_named(name: str) -> Table:
 
 
 def _form_of(output: str | None) -> str:
-    suffix = "" if output is None else Path(output).suffix.lower().removeprefix(".")
-    return suffix if suffix in ("json", "jsonl", "svg") else "csv"
+    """The format that the suffix of `output` names; csv where there is none."""
+    from tinyserve_viz.core.errors import ConfigError
+
+    suffix = "" if output is None else Path(output).suffix.lower()
+    if suffix in ("", "."):
+        return "csv"
+    for form, suffixes in _SUFFIXES.items():
+        if suffix in suffixes:
+            return form
+    known = ", ".join(dict.fromkeys(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes))
+    raise ConfigError(f"{output}: has suffix {suffix}, an export ends in one of {known}")
 
 
 def _list(as_json: bool) -> int:

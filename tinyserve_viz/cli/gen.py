@@ -38,6 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Generate the trace and write it."""
     from tinyserve_viz.cli.main import UsageError
+    from tinyserve_viz.cli.outputs import TRACE, check_output
     from tinyserve_viz.cli.progress import busy
     from tinyserve_viz.core.config import with_overrides
     from tinyserve_viz.trace.generate import KINDS, generate
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.json and args.output == "-":
         raise UsageError("tinyserve-viz gen: --json and -o - both want stdout; see --help")
+    check_output(args.output, args.force, "a trace", TRACE)
     shape = KINDS[args.kind].shape
     chosen = {name: getattr(args, name) for name in shape.__dataclass_fields__}
     with busy(f"gen {args.kind}", args.quiet):

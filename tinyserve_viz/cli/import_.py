@@ -6,6 +6,7 @@ import argparse
 import json
 
 from tinyserve_viz.cli.arguments import add_trace_arguments, load_trace, whole_number
+from tinyserve_viz.core.config import MAX_LENGTH
 
 FINDING = 1
 
@@ -32,6 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read the source and write it as our JSON, or as a recording where it is a KV-event stream."""
     from tinyserve_viz.cli.main import UsageError
+    from tinyserve_viz.cli.outputs import TRACE, check_output
     from tinyserve_viz.trace import kv_events
     from tinyserve_viz.trace.native import encode
     from tinyserve_viz.trace.write import write_bytes
@@ -42,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
         return _stream(args)
     if args.num_blocks is not None:
         raise UsageError("tinyserve-viz import: --num-blocks is for KV events, a trace names no pool; see --help")
+    check_output(args.output, args.force, "a trace", TRACE)
     trace = load_trace(args, "source")
     data = encode(trace)
     write_bytes(args.output, data, force=args.force)
@@ -58,13 +61,16 @@ def _stream(args: argparse.Namespace) -> int:
 
     from tinyserve_viz.cli.import_stream import import_stream
     from tinyserve_viz.cli.main import UsageError
+    from tinyserve_viz.cli.outputs import RECORDING, check_output
     from tinyserve_viz.cli.progress import progress_bar
     from tinyserve_viz.report.stream_summary import stream_as_text
 
     if args.output == "-":
         raise UsageError("tinyserve-viz import: KV events become a recording, -o needs a file name; see --help")
-    if args.limit is not None:
-        raise UsageError("tinyserve-viz import: --limit counts requests, KV events name none; see --help")
+    if args.limit is not None or args.max_len != MAX_LENGTH:
+        option = "--max-len measures" if args.limit is None else "--limit counts"
+        raise UsageError(f"tinyserve-viz import: {option} requests, KV events name none; see --help")
+    check_output(args.output, args.force, "a recording", RECORDING)
     with ExitStack() as stack:
         progress = None if args.quiet else stack.enter_context(progress_bar(f"import {Path(args.source).name}"))
         summary = import_stream(args.source, Path(args.output), args.force, args.num_blocks, progress)

@@ -124,11 +124,14 @@ def _kept_builds(option: str | None) -> dict[str, dict[str, Any]]:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from tinyserve_viz.cli.main import UsageError
     from tinyserve_viz.cli.progress import busy
     from tinyserve_viz.kernels.backend import kernel_named
     from tinyserve_viz.kernels.cases import CASES
     from tinyserve_viz.kernels.conformance import table, verify
 
+    if args.nvcc and args.backend != "cuda":
+        raise UsageError("tinyserve-viz kernels: --nvcc compiles for --backend cuda; see --help")
     wanted = {kernel_named(name).name for name in args.kernel}
     cases = [case for case in CASES if not wanted or case.kernel in wanted]
     with busy(f"kernels verify, {len(cases)} cases", args.quiet):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ FINDING = 1
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `kernels bench`."""
     parser.add_argument(
-        "--grid", default="quick", choices=("quick", "full"), help="shapes to time (default %(default)s)"
+        "--grid", choices=("quick", "full"), help="shapes to time (default quick)"
     )
     parser.add_argument(
         "--against", action="append", default=[], type=Path, metavar="FILE",
@@ -29,9 +30,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the bench file here too")
     parser.add_argument(
-        "--budget-s", type=float, default=float("inf"), metavar="S", help="start no row after S seconds"
+        "--budget-s", type=_seconds, metavar="S", help="start no row after S seconds"
     )
     parser.add_argument("--markdown", action="store_true", help="print tables for a document")
+    parser.add_argument("--force", action="store_true", help="replace the file of -o if it exists")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.epilog = (
         "examples:\n"
@@ -44,10 +46,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure or read, print, compare; 1 when a row failed its check."""
+    from tinyserve_viz.cli.main import UsageError
+    from tinyserve_viz.cli.outputs import BENCH, check_output
     from tinyserve_viz.kernels.backend import kernel_named
     from tinyserve_viz.kernels.bench.against import ratios, table
     from tinyserve_viz.kernels.bench.row import HEAD, line, markdown, read_bench
 
+    if args.json and args.markdown:
+        raise UsageError("tinyserve-viz kernels: --json and --markdown both want stdout; see --help")
+    given = [f"--{name.replace('_', '-')}" for name in ("grid", "kernel", "nvcc", "budget_s") if getattr(args, name)]
+    if args.source and given:
+        raise UsageError(f"tinyserve-viz kernels: --from times nothing, without {', '.join(given)}; see --help")
+    check_output(args.output, args.force, "a bench file", BENCH)
     names = [kernel_named(name).name for name in args.kernel]
     others = [(path.name, read_bench(path)) for path in args.against]
     if args.source:
@@ -97,7 +107,18 @@ def _measure(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
 
     silent = args.json or args.markdown
     with busy("bench", args.quiet or not silent):
-        return run_bench(gpu, args.grid, names, args.budget_s, report=None if silent else report)
+        budget_s = math.inf if args.budget_s is None else args.budget_s
+        return run_bench(gpu, args.grid or "quick", names, budget_s, report=None if silent else report)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} given, expected seconds, more than 0")
+    return seconds
 
 
 def _title(found: dict[str, Any]) -> str:

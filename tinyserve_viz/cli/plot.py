@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FORMS = ("png", "svg", "pdf", "html", "txt")
 ALL = "all"
+DPI = 150
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=_size,
         help="inches of a picture (8.5x7); of text, columns x lines a panel (100x16)",
     )
-    parser.add_argument("--dpi", metavar="N", type=_dpi, default=150, help="dots per inch of a PNG (default 150)")
+    parser.add_argument("--dpi", metavar="N", type=_dpi, help="dots per inch of a PNG (default 150)")
     parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.add_argument("--json", action="store_true", help="print the chart as data, or with -o what was written")
@@ -50,21 +51,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw one chart, or list what can be drawn."""
     from tinyserve_viz.cli.main import UsageError
+    from tinyserve_viz.cli.outputs import check_output
     from tinyserve_viz.cli.progress import busy
     from tinyserve_viz.trace.write import write_bytes
 
     if args.kind == "list":
+        given = [f"--{name}" for name in ("output", "size", "dpi", "force") if getattr(args, name)]
+        if given:
+            raise UsageError(f"tinyserve-viz plot: --kind list draws nothing, without {', '.join(given)}; see --help")
         return _list(args.json)
     if args.file is None:
         raise UsageError("tinyserve-viz plot: the following arguments are required: FILE; see --help")
     form = form_of(args.output)
     if args.kind == ALL and form != "html":
         raise UsageError("tinyserve-viz plot: --kind all makes a page, expected -o OUT.html; see --help")
+    if args.dpi is not None and form != "png":
+        raise UsageError(f"tinyserve-viz plot: --dpi is for .png, not {form}; see --help")
+    if args.json and args.output is None and args.size is not None:
+        raise UsageError("tinyserve-viz plot: --json without -o prints data, which has no --size; see --help")
+    if args.json and args.output == "-":
+        raise UsageError("tinyserve-viz plot: --json and -o - both want stdout; see --help")
+    check_output(args.output, args.force)
     with busy(f"plot {args.file}", args.quiet):
         if args.json and args.output is None:
             print(json.dumps({"schema": 1, "chart": as_data(charts_of(Path(args.file), args.kind)[0][0])}))
             return 0
-        data = plotted(Path(args.file), args.kind, form, args.size, args.dpi)
+        data = plotted(Path(args.file), args.kind, form, args.size, args.dpi or DPI)
     write_bytes(args.output or "-", data, force=args.force)
     if args.json:
         print(json.dumps({"schema": 1, "output": args.output, "form": form, "bytes": len(data)}))
@@ -72,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def plotted(
-    file: Path, kind: str | None, form: str, size: tuple[float, float] | None = None, dpi: int = 150
+    file: Path, kind: str | None, form: str, size: tuple[float, float] | None = None, dpi: int = DPI
 ) -> bytes:
     """The chart `kind` of a recording or bench file in one of `FORMS`.
 
@@ -89,7 +101,7 @@ def rendered(
     form: str,
     name: str,
     size: tuple[float, float] | None = None,
-    dpi: int = 150,
+    dpi: int = DPI,
 ) -> bytes:
     """Charts in one of `FORMS`: all of them on a page called `name`, the first one in any other form."""
     from tinyserve_viz.report.figure import picture

@@ -49,6 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="keep Nsight Compute's full report here (.ncu-rep)"
     )
+    parser.add_argument("--force", action="store_true", help="replace the file of -o if it exists")
     parser.add_argument("--nvcc", metavar="PATH", help="compiler (default: $CUDA_HOME, PATH, then NVIDIA's wheels)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -63,10 +64,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Profile and print one line a launch."""
     from tinyserve_viz.cli.on_gpu import compiled, program_for
+    from tinyserve_viz.cli.outputs import check_output
     from tinyserve_viz.cli.progress import busy
     from tinyserve_viz.kernels.backend import kernel_named
     from tinyserve_viz.kernels.cuda_backend import gpu_for
 
+    check_output(args.output, args.force, "Nsight Compute's report", (".ncu-rep",))
     names = [kernel_named(name).name for name in args.kernel]
     gpu = gpu_for("profile needs a GPU")
     ncu = program_for("profile")

@@ -44,7 +44,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--headless", action="store_true", help="print the summary instead of opening the TUI")
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON object (headless)")
     parser.add_argument("--record", type=Path, metavar="FILE", help="write every event to FILE")
-    parser.add_argument("--force", action="store_true", help="let --record and --decisions replace existing files")
+    parser.add_argument(
+        "--force", action="store_true", help="let --record, --decisions and --screenshot replace existing files"
+    )
     parser.add_argument("--ascii", action="store_true", help="draw the TUI with ASCII signs only")
     parser.add_argument(
         "--screenshot", type=Path, metavar="FILE.svg", help="write a picture of the TUI, no terminal needed"
@@ -56,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--size", type=_size, metavar="WxH", help="size of the screenshot (default 120x40)"
     )
     parser.add_argument(
-        "--panel", choices=PANEL_NAMES, default="blocks", help="panel that the TUI or the screenshot begins with"
+        "--panel", choices=PANEL_NAMES, help="panel that the TUI or the screenshot begins with (default blocks)"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--explain", action="store_true", help="list the profile's rules and stop")
@@ -130,7 +132,6 @@ def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attention",
         choices=("exact", "flash", "query-aware", "query-aware-fused", "all"),
-        default="all",
         help="form of attention (default all, side by side)",
     )
     parser.add_argument(
@@ -193,6 +194,7 @@ def run(args: argparse.Namespace) -> int:
     if args.trace is None:
         raise UsageError("tinyserve-viz replay: no TRACE, expected one; see --help")
     _check_screenshot(args)
+    _check_outputs(args)
     path = Path(args.trace)
     try:
         recording = path.is_file() and is_recording(path)
@@ -254,6 +256,25 @@ def _check_screenshot(args: argparse.Namespace) -> None:
         raise UsageError(
             f"tinyserve-viz replay: --screenshot writes the picture alone, without {', '.join(given)}; see --help"
         )
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """What is to be written can be, and what is given has something to do.
+
+    Raises:
+        TinyserveError: something of it is not so.
+    """
+    from tinyserve_viz.cli.main import UsageError
+    from tinyserve_viz.cli.outputs import LINES, RECORDING, check_output
+
+    check_output(args.record, args.force, "a recording", RECORDING)
+    check_output(args.decisions, args.force, "a file of decisions", LINES)
+    check_output(args.screenshot, args.force)
+    if args.force and not (args.record or args.decisions or args.screenshot):
+        raise UsageError("tinyserve-viz replay: --force replaces what --record writes, which is not given; see --help")
+    unseen = [f"--{name}" for name in ("panel", "ascii") if getattr(args, name)]
+    if unseen and args.screenshot is None and (args.headless or args.json or args.decisions):
+        raise UsageError(f"tinyserve-viz replay: {', '.join(unseen)} without the TUI; see --help")
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -319,12 +340,13 @@ def _rule(text: str, command: str) -> tuple[str, Any]:
 def _watch(args: argparse.Namespace, settings: Settings, recording: Path | None) -> int:
     """The TUI on a recording, or on a replay that runs beside it."""
     from tinyserve_viz.cli.live import watch_recording, watch_replay
-    from tinyserve_viz.cli.session import prepare
+    from tinyserve_viz.cli.session import prepare_as_told
 
+    panel = args.panel or PANEL_NAMES[0]
     if recording is not None:
-        watch_recording(recording, args.ascii, args.panel)
+        watch_recording(recording, args.ascii, panel)
     else:
-        watch_replay(prepare(load_trace(args), settings), args.record, args.force, args.ascii, args.panel)
+        watch_replay(prepare_as_told(load_trace(args), settings), args.record, args.force, args.ascii, panel)
     return 0
 
 
@@ -334,29 +356,34 @@ def _picture(args: argparse.Namespace, settings: Settings, recording: Path | Non
 
     from tinyserve_viz.cli.live import picture
     from tinyserve_viz.cli.progress import progress_bar
-    from tinyserve_viz.cli.session import prepare, run_replay
+    from tinyserve_viz.cli.session import prepare_as_told, run_replay
     from tinyserve_viz.core.errors import ConfigError
     from tinyserve_viz.recording.timeline import Timeline
+    from tinyserve_viz.trace.write import write_bytes
 
     with tempfile.TemporaryDirectory() as scratch:
         path = recording or Path(scratch, "replay.rec")
         if recording is None:
             trace = load_trace(args)
             with progress_bar(f"replay {trace.name}", args.quiet) as progress:
-                run_replay(prepare(trace, settings), path, progress=progress)
+                run_replay(prepare_as_told(trace, settings), path, progress=progress)
         with Timeline(path) as timeline:
             num_steps = timeline.step_of(timeline.num_events)
         if args.at is not None and args.at >= num_steps:
             raise ConfigError(f"{args.trace}: has steps 0 to {num_steps - 1}, --at is {args.at}")
-        shown = picture(path, args.size or (120, 40), args.at, args.panel, args.ascii)
-        args.screenshot.write_text(shown, encoding="utf-8")
+        shown = picture(path, args.size or (120, 40), args.at, args.panel or PANEL_NAMES[0], args.ascii)
+    write_bytes(str(args.screenshot), shown.encode(), force=args.force)
     return 0
 
 
 def _explain(args: argparse.Namespace, settings: Settings) -> int:
+    from tinyserve_viz.cli.main import UsageError
     from tinyserve_viz.core.config import as_dict
     from tinyserve_viz.core.rules import profile
 
+    useless = ("record", "decisions", "screenshot", "force", "panel", "ascii", "headless")
+    if given := ", ".join(f"--{name}" for name in useless if getattr(args, name)):
+        raise UsageError(f"tinyserve-viz replay: --explain lists rules and stops, without {given}; see --help")
     values = as_dict(profile(settings.profile, **settings.rules))
     if args.json:
         rules = [{"rule": name, "value": values[name], "meaning": text} for name, text in RULES_IN_WORDS.items()]
@@ -374,16 +401,13 @@ def _replay(args: argparse.Namespace, settings: Settings) -> dict[str, Any]:
 
     from tinyserve_viz.analysis.decisions import DecisionLines
     from tinyserve_viz.cli.progress import progress_bar
-    from tinyserve_viz.cli.session import prepare, run_replay
-    from tinyserve_viz.core.errors import ConfigError
+    from tinyserve_viz.cli.session import prepare_as_told, run_replay
 
     trace = load_trace(args)
-    header = prepare(trace, settings)
+    header = prepare_as_told(trace, settings)
     with ExitStack() as stack:
         sinks: tuple[Any, ...] = ()
         if args.decisions is not None:
-            if args.decisions.exists() and not args.force:
-                raise ConfigError(f"{args.decisions}: exists; choose another name or overwrite it with --force")
             file = stack.enter_context(args.decisions.open("wb"))
             sinks = (DecisionLines(header.workload, header.engine.block_size, file.write).add,)
         progress = None if args.quiet else stack.enter_context(progress_bar(f"replay {trace.name}"))

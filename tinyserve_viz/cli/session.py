@@ -51,7 +51,9 @@ Progress = Callable[[int, int], None]
 
 _PROGRESS_EVERY = 256  # steps
 ALL_KERNELS_UP_TO_TOKENS = 200_000
-_SELECTION_OPTIONS = {
+_KERNEL_SETTINGS = ("attention", "verify", "quality")
+# What steers kernels alone, by the name of the setting.
+_KERNEL_OPTIONS = {
     "selection": "--selection",
     "ratio_permille": "--ratio",
     "budget_blocks": "--budget-blocks",
@@ -59,6 +61,13 @@ _SELECTION_OPTIONS = {
     "recent": "--recent",
     "selection_heads": "--selection-heads",
     "reduction": "--reduction",
+    "kind": "--content",
+    "path": "--content",
+    "seed": "--seed",
+    "attention": "--attention",
+    "verify": "--verify",
+    "quality": "--quality",
+    "alloc": "--alloc cas",
 }
 
 
@@ -73,7 +82,7 @@ class Settings:
     arrivals: str = "trace"
     check_every_step: bool = False
     kernels: str | None = None  # all, decisions, none; None: by the size of the trace
-    attention: str = "all"
+    attention: str | None = None  # exact, flash, query-aware, query-aware-fused, all; None: all
     oracles: bool = False  # whether policies that know the whole trace may be had
     quality: str | None = None  # full, sample, off; None: by the size of the trace
     backend: str = "numpy"  # auto, numpy, cuda
@@ -128,8 +137,7 @@ def prepare(trace: Trace, settings: Settings) -> Header:
             raise OutOfDeviceMemory(problem)
         chosen = replace(choose_backend("numpy"), why=problem)
     kernels = asked or _kernels_by_size(engine, workload, chosen.name)
-    if asked is None and kernels == "none":
-        _refuse_selection(settings, engine, workload)
+    why_none = _why_none(asked, engine, workload) if kernels == "none" else ""
     if kernels != "none" and engine.allocator != "paged":
         raise ConfigError(f"kernels {kernels!r} need the paged allocator, not {engine.allocator!r}")
     if settings.alloc == "cas":
@@ -156,7 +164,8 @@ def prepare(trace: Trace, settings: Settings) -> Header:
         "device": chosen.device,
         "fallback": chosen.why,
         "kernels_run": kernels,
-        "attention": settings.attention,
+        "kernels_why": why_none,
+        "attention": settings.attention or "all",
         "verify": settings.verify or ("every" if chosen.name == "numpy" or _is_small(workload) else "sample"),
         "alloc": settings.alloc,
         "time_repeat": settings.time_repeat,
@@ -172,26 +181,48 @@ def prepare(trace: Trace, settings: Settings) -> Header:
     return Header(engine, rules, model, content, workload, origin, ids)
 
 
+def prepare_as_told(trace: Trace, settings: Settings) -> Header:
+    """`prepare` for a user's settings: one of something that does not take place here would be lost without a word.
+
+    Raises:
+        ConfigError: as `prepare`, or because there is such a setting.
+    """
+    header = prepare(trace, settings)
+    engine, kernels = header.engine, header.origin["kernels_run"]
+    told = {**settings.engine, **settings.content, **{name: getattr(settings, name) for name in _KERNEL_SETTINGS}}
+    told["alloc"] = None if settings.alloc == "scan" else settings.alloc
+    if kernels == "none":
+        options = dict.fromkeys(option for name, option in _KERNEL_OPTIONS.items() if told.get(name) is not None)
+        if options:
+            why = header.origin["kernels_why"]
+            raise ConfigError(f"{', '.join(options)} would do nothing, no kernel runs: {why}")
+    elif kernels == "decisions" and settings.attention is not None:
+        raise ConfigError("--attention would do nothing: kernels 'decisions' leaves attention out")
+    for name, option, happens, otherwise in (
+        ("hot_blocks", "--hot-blocks", engine.eviction == "seed", "only eviction seed has a hot region"),
+        ("max_model_len", "--max-model-len", engine.allocator == "contiguous", "only contiguous reserves by it"),
+        ("clock_layers", "--clock-layers", engine.clock == "measured", "only --clock measured counts layers"),
+    ):
+        if told.get(name) is not None and not happens:
+            raise ConfigError(f"{option} would do nothing: {otherwise}")
+    if engine.allocator != "paged" and told.get("prefix_caching"):
+        raise ConfigError(f"prefix caching needs the paged allocator, not {engine.allocator!r}")
+    return header
+
+
 def _kernels_by_size(engine: EngineConfig, workload: Workload, backend: str) -> str:
     """All kernels on a GPU and where the NumPy reference takes seconds, none where it would take hours."""
     return "all" if engine.allocator == "paged" and (backend == "cuda" or _is_small(workload)) else "none"
 
 
-def _refuse_selection(settings: Settings, engine: EngineConfig, workload: Workload) -> None:
-    """No kernel runs, though nobody said so, and nothing is selected: what the user says of selection is lost.
-
-    Raises:
-        ConfigError: the settings say something of it.
-    """
-    given = [option for name, option in _SELECTION_OPTIONS.items() if settings.engine.get(name) is not None]
-    if not given:
-        return
+def _why_none(asked: str | None, engine: EngineConfig, workload: Workload) -> str:
+    """Why no kernel runs, in words."""
+    if asked == "none":
+        return "kernels none was asked for"
     if engine.allocator != "paged":
-        why = f"allocator {engine.allocator!r} has none"
-    else:
-        tokens = f"{num_tokens(workload):,} tokens are more than {ALL_KERNELS_UP_TO_TOKENS:,}"
-        why = f"{tokens}; --kernels decisions runs those that decide"
-    raise ConfigError(f"{', '.join(given)} would do nothing, no kernel runs: {why}")
+        return f"allocator {engine.allocator!r} has none"
+    tokens = f"{num_tokens(workload):,} tokens are more than {ALL_KERNELS_UP_TO_TOKENS:,}"
+    return f"{tokens}; --kernels decisions runs those that decide"
 
 
 def _is_small(workload: Workload) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyserve_viz.cli.arguments import content_of, load_trace, whole_number
+from tinyserve_viz.cli.arguments import content_of, different, load_trace, whole_number
 from tinyserve_viz.core.config import (
     ALLOCATORS,
     COMPACTIONS,
@@ -54,26 +54,20 @@ def _names(known: tuple[str, ...], what: str) -> Callable[[str], tuple[Any, ...]
         for name in names:
             if name not in known:
                 raise argparse.ArgumentTypeError(f"unknown {what} {name!r}; known: {', '.join(sorted(known))}")
-        return _different(names, text)
+        return different(names, text)
 
     return parse
 
 
 def _numbers(low: int) -> Callable[[str], tuple[Any, ...]]:
     one = whole_number(low)
-    return lambda text: _different(tuple(one(part.strip()) for part in text.split(",")), text)
+    return lambda text: different(tuple(one(part.strip()) for part in text.split(",")), text)
 
 
 def _shares(text: str) -> tuple[Any, ...]:
     from tinyserve_viz.cli.replay import ratio
 
-    return _different(tuple(ratio(part.strip()) for part in text.split(",")), text)
-
-
-def _different(values: tuple[Any, ...], text: str) -> tuple[Any, ...]:
-    if len(set(values)) < len(values):
-        raise argparse.ArgumentTypeError(f"{text!r} names one value twice")
-    return values
+    return different(tuple(ratio(part.strip()) for part in text.split(",")), text)
 
 
 _SELECTING = ("selection", "ratio", "budget_blocks", "selection_heads", "reduction")  # need the kernels
@@ -143,6 +137,7 @@ def run(args: argparse.Namespace) -> int:
     from tinyserve_viz.analysis.pareto import chart, points
     from tinyserve_viz.analysis.side_by_side import as_dict
     from tinyserve_viz.cli.main import UsageError
+    from tinyserve_viz.cli.outputs import check_output
     from tinyserve_viz.cli.plot import form_of, rendered
     from tinyserve_viz.core.config import as_dict as as_fields
     from tinyserve_viz.core.errors import ConfigError
@@ -160,6 +155,13 @@ def run(args: argparse.Namespace) -> int:
             f"expected 2 to {MOST}; give a list, such as --eviction lru,fifo"
         )
     form = "txt" if args.plot is None else form_of(args.plot)
+    if args.plot is not None and _kernels(args) == "none":
+        raise UsageError(
+            "tinyserve-viz compare: --plot draws what selections keep: compare --selection or --ratio; see --help"
+        )
+    if args.force and args.plot is None:
+        raise UsageError("tinyserve-viz compare: --force replaces what --plot writes, which is not given; see --help")
+    check_output(args.plot, args.force)
     trace = load_trace(args)
     played = [_play(trace, configuration, args) for configuration in chosen]
     first = played[0]
@@ -212,28 +214,34 @@ def _facts(first: Played) -> list[str]:
     ]
 
 
+def _kernels(args: argparse.Namespace) -> str:
+    """Which kernels the replays run: all where selections are compared, unless something else was asked for."""
+    selects = any(getattr(args, name) is not None for name in _SELECTING)
+    return str(args.kernels or ("all" if selects else "none"))
+
+
 def _play(trace: Trace, configuration: Configuration, args: argparse.Namespace) -> Played:
     from contextlib import ExitStack
 
     from tinyserve_viz.analysis.first_decision import DecisionKeys
     from tinyserve_viz.cli.progress import progress_bar
-    from tinyserve_viz.cli.session import ALL_KERNELS_UP_TO_TOKENS, Settings, num_tokens, prepare, run_replay
+    from tinyserve_viz.cli.session import ALL_KERNELS_UP_TO_TOKENS, Settings, num_tokens, prepare_as_told, run_replay
     from tinyserve_viz.core.errors import ConfigError
 
-    selects = any(getattr(args, name) is not None for name in _SELECTING)
     settings = Settings(
         engine=configuration.engine,
         content=content_of(args),
         profile=args.profile,
         arrivals=args.arrivals,
-        kernels=args.kernels or ("all" if selects else "none"),
+        kernels=_kernels(args),
         oracles=True,
         backend=args.backend,
-        attention="query-aware",  # what was lost needs the dense form and the selected one, no other
+        # What was lost needs the dense form and the selected one, no other.
+        attention="query-aware" if _kernels(args) == "all" else None,
     )
-    header = prepare(trace, settings)
+    header = prepare_as_told(trace, settings)
     large = num_tokens(header.workload) > ALL_KERNELS_UP_TO_TOKENS
-    if selects and args.kernels is None and large and header.origin["backend"] == "numpy":
+    if settings.kernels == "all" and args.kernels is None and large and header.origin["backend"] == "numpy":
         raise ConfigError(
             f"{trace.name} has {num_tokens(header.workload):,} tokens; comparing selections runs every kernel on the "
             f"NumPy reference, which takes hours from {ALL_KERNELS_UP_TO_TOKENS:,} on: use --limit N, or insist with "

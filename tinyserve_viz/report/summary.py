@@ -45,6 +45,7 @@ def summarize(outcome: Outcome) -> dict[str, Any]:
         "device": origin["device"],
         "fallback": origin.get("fallback") or None,
         "kernels_run": origin["kernels_run"],
+        "kernels_why": origin.get("kernels_why", ""),
         "content": {
             **as_dict(header.content),
             "description": header.content.describe(),
@@ -129,8 +130,8 @@ def as_text(summary: dict[str, Any]) -> str:
         ),
         (
             "backend",
-            f"{summary['backend']} on {summary['device']}{_fallback(summary)}, kernels {summary['kernels_run']}, "
-            f"content {summary['content']['description']}",
+            f"{summary['backend']} on {summary['device']}{_fallback(summary)}, kernels {summary['kernels_run']}"
+            f"{_why_none(summary)}, content {summary['content']['description']}",
         ),
         (
             "requests",
@@ -313,6 +314,12 @@ def _host_line(summary: dict[str, Any]) -> str:
 def _fallback(summary: dict[str, Any]) -> str:
     """Why it is not the other backend, where that was for the asking."""
     return f" ({summary['fallback']})" if summary["fallback"] else ""
+
+
+def _why_none(summary: dict[str, Any]) -> str:
+    """Why no kernel runs, unless that was asked for."""
+    why = summary["kernels_why"]
+    return f" ({why})" if why and why != "kernels none was asked for" else ""
 
 
 def _percent(ratio: float | None) -> str:

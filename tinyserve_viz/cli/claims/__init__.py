@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     """Answer every claim that was asked for."""
     from tinyserve_viz.cli.claims.counting import Ask
     from tinyserve_viz.cli.claims.table import CLAIMS
+    from tinyserve_viz.cli.main import UsageError
     from tinyserve_viz.core.errors import ConfigError
     from tinyserve_viz.core.resources import data_folder
     from tinyserve_viz.report.claims import as_text
@@ -74,6 +75,9 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"unknown claim {name!r}; known: {', '.join(known)}")
     chosen = [(claim, measure) for claim, measure in CLAIMS if claim.name in wanted]
     if args.list:
+        given = [*args.traces, *(f"--{name}" for name in ("bench", "captured") if getattr(args, name))]
+        if given:
+            raise UsageError(f"tinyserve-viz claims: --list counts nothing, without {', '.join(given)}; see --help")
         if args.json:
             entries = [{"name": c.name, "says": c.says, "source": c.source} for c, _ in chosen]
             print(json.dumps({"schema": 1, "claims": entries}))
