@@ -45,6 +45,9 @@ class IdleDevice(MemoryDevice):
     def record(self, event: list[float], in_graph: bool = False) -> None:
         """No time passes."""
 
+    def wait_for(self, event: list[float]) -> None:
+        """It happened."""
+
     def elapsed_us(self, start: list[float], end: list[float]) -> float:
         return 1.0
 

@@ -26,6 +26,8 @@ def due(state: CacheState, rule: CompactionRule) -> bool:
     """Whether a plan is made in this step: the trigger is passed and the last plan is `cooldown` steps ago."""
     if rule.cools_down(state.step, state.compacted_at):
         return False
+    if state.num_blocks * 1000 <= rule.trigger * state.num_used:  # no id is that high; `num_used` counts ref > 0
+        return False
     used = state.ref > 0
     live = int(np.count_nonzero(used))
     return live > 0 and (len(used) - int(used[::-1].argmax())) * 1000 > rule.trigger * live

@@ -15,8 +15,8 @@ analysis → selection → balancing → attention → levels → compaction.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ from tinyserve_viz.engine.quality import Truth, Watcher, chosen_mask, tokens_of
 from tinyserve_viz.engine.useful_bytes import attention_bytes, mass_bytes, scoring_bytes, write_bytes
 from tinyserve_viz.kernels.definition import KernelDef
 from tinyserve_viz.kernels.parameters import default
-from tinyserve_viz.kernels.session import Calls, Held, Session, Sizes, run_on_host_arrays
+from tinyserve_viz.kernels.session import Calls, Held, Read, Session, Sizes, run_on_host_arrays
 
 ATTENTION = ("exact", "flash", "query-aware", "query-aware-fused", "all")
 MODES = ("all", "decisions")
@@ -98,6 +98,9 @@ class KernelPipeline:
         self._scale = float(self.content.scale)
         self._window, self._compaction = default("adaptive.window"), RULES.get(engine.compaction)
         self._verifying = self._watching = False
+        self._unwritten: ev.I32 | None = None  # sequences that decode, whose tokens the step has still to write
+        self._chosen: list[ev.BlocksSelected] = []
+        self._attended: tuple[Callable[[], Read], ev.I32] = dict, ev.EMPTY
         self._begin(state.step)
 
     def _new_query(self) -> Held:
@@ -151,11 +154,11 @@ class KernelPipeline:
             self.session.drop(self._query)
             self._query = self._new_query()
         num_decoding = len(event.decode_seqs)
-        if len(event.prefill_seqs):
-            seqs = np.concatenate([event.decode_seqs, event.prefill_seqs])
-            counts = np.concatenate([np.ones(num_decoding, dtype=np.int32), event.prefill_counts])
-        else:
-            seqs, counts = event.decode_seqs, np.ones(num_decoding, dtype=np.int32)
+        if num_decoding and not len(event.prefill_seqs) and not self._verifying:
+            self._unwritten = event.decode_seqs  # in one program with what follows
+            return
+        seqs = np.concatenate([event.decode_seqs, event.prefill_seqs])
+        counts = np.concatenate([np.ones(num_decoding, dtype=np.int32), event.prefill_counts])
         slots, ends = state.slot[seqs], state.ctx[seqs]
         starts = ends - counts
         token_start, work = np.zeros(rows, dtype=np.int64), np.zeros(rows, dtype=np.int64)
@@ -168,15 +171,12 @@ class KernelPipeline:
             **self._content_inputs(seqs, starts, ends, slots[:num_decoding]),
             "token_start": token_start,
             "start_pos": start_pos,
-            "seq_lens": seq_lens,
+            "written_lens": seq_lens,
             "work_start": np.cumsum(work) - work,
         }
-        self.session.run(
-            None if len(event.prefill_seqs) else ("write", rows, num_tokens),
-            lambda calls: self._writing(calls, num_work),
-            inputs,
-            {"tokens": num_tokens, "blocks": num_work, "queries": num_decoding},
-        )
+        key = None if len(event.prefill_seqs) else ("write", rows, num_tokens)
+        sizes = {"tokens": num_tokens, "written": num_work, "queries": num_decoding}
+        self.session.run(key, lambda calls: self._writing(calls, num_work), inputs, sizes)
         if self._verifying:
             self._check_boxes(state.last_written.astype(np.int32))
 
@@ -192,6 +192,22 @@ class KernelPipeline:
         query_token[slots] = np.arange(len(slots))
         inputs: dict[str, NDArray[Any]] = {"token": tokens, "position": positions, "query_token": query_token}
         return inputs | ({"topic": topics} if self._topics else {})
+
+    def _write_inputs_by_row(self, seqs: ev.I32, slots: ev.I32, seq_lens: ev.I32) -> dict[str, NDArray[Any]]:
+        """What the write of one token of each of `seqs` takes, a token and a block for every row of the tables: shapes
+        then depend on nobody's coming and going, and rows of length 0 write nothing."""
+        at, starts = np.arange(len(seq_lens)), np.maximum(seq_lens - 1, 0)
+        inputs: dict[str, NDArray[Any]] = {
+            "token_start": at, "start_pos": starts, "written_lens": seq_lens, "work_start": at
+        }  # fmt: skip
+        ends = seq_lens[slots]
+        for name, array in self._content_inputs(seqs, starts[slots], ends, slots).items():
+            if name == "query_token":
+                inputs[name] = np.where(seq_lens > 0, at, -1).astype(np.int32)
+            else:
+                inputs[name] = np.zeros((len(at), *array.shape[1:]), array.dtype)
+                inputs[name][slots] = array
+        return inputs
 
     def _kv(self, calls: Calls, layer: int) -> Held:
         """K and V of the step's tokens in a layer; where they are made, the queries are made with them."""
@@ -215,7 +231,8 @@ class KernelPipeline:
     def _writing(self, calls: Calls, num_work: int) -> dict[str, Held]:
         """The program of what is written."""
         model, memory = self._model, self.memory
-        write = {name: calls.input(name) for name in ("token_start", "start_pos", "seq_lens", "work_start")}
+        write = {name: calls.input(name) for name in ("token_start", "start_pos", "work_start")}
+        write["seq_lens"] = calls.input("written_lens")
         for layer in range(model.num_layers):
             calls.call(
                 "fused_reshape_and_block_write",
@@ -226,7 +243,7 @@ class KernelPipeline:
                     "ref": memory.held["ref"],
                     **{name: memory.layer(name, layer) for name in (*POOLS, "box")},
                 },
-                lambda s: write_bytes(model, s["tokens"], s["blocks"]),
+                lambda s: write_bytes(model, s["tokens"], s["written"]),
                 num_work=num_work,
             )
         return {}
@@ -246,8 +263,9 @@ class KernelPipeline:
 
     # ── the step ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def step(self, decoding: ev.I32) -> list[ev.Event]:
-        """Run what follows the write for the sequences that decode, layer by layer; returns what was chosen."""
+    def step(self, decoding: ev.I32) -> list[ev.BlocksSelected]:
+        """Start what follows the write for the sequences that decode; returns what was chosen, layer by layer, while
+        attention still runs. `observed` has the events with what attention shows."""
         if not len(decoding):
             return []
         state, bs, rows = self._state, self._engine.block_size, self.memory.num_rows
@@ -257,21 +275,39 @@ class KernelPipeline:
         seq_lens = np.zeros(rows, dtype=np.int32)
         seq_lens[slots] = lengths
         num_seq_blocks = -(-seq_lens // bs)
-        num_tokens = int(lengths.sum())
         most = -(-self.chooser.most(int(num_seq_blocks.max())) // _ROOM) * _ROOM
         sizes: Sizes = {
             "rows": len(decoding),
             "blocks": int(num_seq_blocks.sum()),
-            "held": num_tokens * self._model.num_kv_heads,
+            "held": int(lengths.sum()) * self._model.num_kv_heads,
         }
+        inputs = {"seq_lens": seq_lens, "num_seq_blocks": num_seq_blocks}
+        inputs |= self._policy_inputs(decoding, slots, lengths)
+        writing, self._unwritten = self._unwritten is not None, None
+        if writing:
+            inputs |= self._write_inputs_by_row(decoding, slots, seq_lens)
+            sizes |= {"tokens": len(decoding), "written": len(decoding), "queries": len(decoding)}
+
+        def program(calls: Calls) -> dict[str, Held]:
+            if writing:
+                self._writing(calls, rows)
+            return self._deciding(calls, most)
+
         self.memory.flush()
-        found = self.session.run(
-            ("decode", rows, most, self._verifying, self._watching),
-            lambda calls: self._deciding(calls, most),
-            {"seq_lens": seq_lens, "num_seq_blocks": num_seq_blocks, **self._policy_inputs(decoding, slots, lengths)},
-            sizes,
-        )
-        return [self._selected(decoding, slots, layer, found, sizes) for layer in range(self._model.num_layers)]
+        key = ("decode", rows, most, self._verifying, self._watching, writing)
+        running = self.session.run(key, program, inputs, sizes)
+        chosen, layers = running.early(), range(self._model.num_layers)
+        self._chosen = [self._selected(decoding, slots, layer, chosen, sizes) for layer in layers]
+        self._attended = running.rest, slots
+        return self._chosen
+
+    def observed(self) -> list[ev.BlocksSelected]:
+        """The events of the last `step`, complete: waits for attention."""
+        if not self._chosen:
+            return []
+        (rest, slots), chosen, self._chosen = self._attended, self._chosen, []
+        found = rest()
+        return [self._with_attention(event, layer, slots, found) for layer, event in enumerate(chosen)]
 
     def _policy_inputs(self, decoding: ev.I32, slots: ev.I32, lengths: ev.I32) -> dict[str, NDArray[Any]]:
         """By layer, for every row of the tables: captured queries, and what the policy ranks by besides the cache."""
@@ -299,17 +335,20 @@ class KernelPipeline:
         return inputs
 
     def _deciding(self, calls: Calls, most: int) -> dict[str, Held]:
-        """The program of the decoding sequences: what is chosen, and attention over it."""
-        read: dict[str, Held] = {}
+        """The program of the decoding sequences: what is chosen and compared with, and attention over it.
+
+        Choices are read early: the host works on them while attention, which takes longest, still runs.
+        """
         lengths = {name: calls.input(name) for name in ("seq_lens", "num_seq_blocks")}
-        for layer in range(self._model.num_layers):
-            made = isinstance(self.content, Content)
-            query = self.session.part(self._query, layer) if made else calls.input(f"query{layer}")
-            chosen = self._choosing(calls, layer, query, lengths, most)
-            attended = self._attending(calls, layer, query, lengths["seq_lens"], chosen)
-            truth = self._truth(calls, layer, query, lengths["seq_lens"]) if self._watching else {}
-            read |= {f"{layer}.{name}": held for name, held in {**chosen, **attended, **truth}.items()}
-        return read
+        made, layers = isinstance(self.content, Content), range(self._model.num_layers)
+        queries = [self.session.part(self._query, at) if made else calls.input(f"query{at}") for at in layers]
+        chosen = [self._choosing(calls, at, queries[at], lengths, most) for at in layers]
+        early = [
+            choice | (self._truth(calls, at, queries[at], lengths["seq_lens"]) if self._watching else {})
+            for at, choice in enumerate(chosen)
+        ]
+        calls.read_early(_by_layer(early))
+        return _by_layer([self._attending(calls, at, queries[at], lengths["seq_lens"], chosen[at]) for at in layers])
 
     def _mass(
         self, calls: Calls, layer: int, query: Held, seq_lens: Held, heads: int, queries: int, **more: Held
@@ -482,26 +521,12 @@ class KernelPipeline:
         found: Mapping[str, NDArray[Any]],
         sizes: Sizes,
     ) -> ev.BlocksSelected:
-        """The event of what one layer chose."""
+        """The event of what one layer chose, without what attention shows."""
         of = {name: found[f"{layer}.{name}"] for name in ("selected", "count")}
-        if f"{layer}.fused_count" in found:
-            same = all(np.array_equal(found[f"{layer}.fused_{name}"], array) for name, array in of.items())
-            if not same:
-                self._report("kernel", "the fused form chose other blocks than the separate kernels")
         count, selected = of["count"][slots], of["selected"][slots]
         context, bs = self._state.ctx[decoding], self._engine.block_size
         read = tokens_of(selected, count, context, bs, self._model.num_kv_heads)
         sizes[f"read{layer}"] = read
-        retained = errors = np.zeros(0, dtype=np.float32)
-        if f"{layer}.lse" in found:
-            full, part = (found[f"{layer}.{name}"][slots] for name in ("lse", "lse_selected"))
-            retained = np.exp(part.astype(np.float64) - full).ravel().astype(np.float32)
-        if f"{layer}.output" in found:
-            dense, sparse = (
-                found[f"{layer}.{name}"][slots].astype(np.float64) for name in ("output", "output_selected")
-            )
-            error = np.linalg.norm(sparse - dense, axis=2) / np.maximum(np.linalg.norm(dense, axis=2), 1e-12)
-            errors = error.ravel().astype(np.float32)
         watched: dict[str, Any] = {}
         if f"{layer}.block_peak" in found:
             num_blocks = -(-context // bs)
@@ -516,8 +541,6 @@ class KernelPipeline:
                 reduction=self.chooser.box_reduction,
             )
             watched = self._watcher.observe(layer, decoding, chosen, truth)
-            if not len(retained):
-                retained = self._watcher.retained(chosen, truth.mass)
         watched |= self._watcher.meters(read, sizes["held"], sizes["blocks"], self.chooser.policy)
         return ev.BlocksSelected(
             layer=layer,
@@ -530,12 +553,34 @@ class KernelPipeline:
             priorities=found[f"{layer}.priority"][slots],
             complexity=found[f"{layer}.complexity"][slots],
             row_scores=found[f"{layer}.row_score"][slots],
-            retained=retained,
-            output_errors=errors,
+            output_errors=ev.EMPTY_F32,
             tokens_read=read,
             tokens_held=sizes["held"],
-            **watched,
+            **{"retained": ev.EMPTY_F32, **watched},
         )
+
+    def _with_attention(
+        self, event: ev.BlocksSelected, layer: int, slots: ev.I32, found: Mapping[str, NDArray[Any]]
+    ) -> ev.BlocksSelected:
+        """The event with the mass that the choice retained and the error of its output."""
+
+        def pair(name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+            full, part = (found[f"{layer}.{which}"][slots].astype(np.float64) for which in (name, f"{name}_selected"))
+            return full, part
+
+        if f"{layer}.fused_count" in found:
+            count, selected = (found[f"{layer}.fused_{name}"][slots] for name in ("count", "selected"))
+            chosen = count.ravel(), selected[selected >= 0]
+            if not all(map(np.array_equal, chosen, (event.counts, event.selected))):
+                self._report("kernel", "the fused form chose other blocks than the separate kernels")
+        if f"{layer}.lse" in found:
+            full, part = pair("lse")
+            event = replace(event, retained=np.exp(part - full).ravel().astype(np.float32))
+        if f"{layer}.output" in found:
+            dense, sparse = pair("output")
+            error = np.linalg.norm(sparse - dense, axis=2) / np.maximum(np.linalg.norm(dense, axis=2), 1e-12)
+            event = replace(event, output_errors=error.ravel().astype(np.float32))
+        return event
 
     # ── levels and compaction ───────────────────────────────────────────────────────────────────────────────────
 
@@ -622,3 +667,8 @@ class KernelPipeline:
             record_us=record_us,
             check_us=check_us,
         )
+
+
+def _by_layer(read: list[dict[str, Held]]) -> dict[str, Held]:
+    """Results of the layers under names of their own."""
+    return {f"{layer}.{name}": held for layer, named in enumerate(read) for name, held in named.items()}

@@ -50,44 +50,38 @@ class Watcher:
         self._before: dict[int, tuple[int, I32, Mask]] = {}  # layer → (step, sequences, their choices)
 
     def observe(self, layer: int, seqs: I32, chosen: Mask, truth: Truth) -> dict[str, Any]:
-        """The observed fields of `BlocksSelected` (core/events.py); `chosen` [k][num_heads][W]."""
-        model, width = self._model, chosen.shape[2]
-        k, heads = chosen.shape[:2]
-        inside = np.arange(width) < truth.num_blocks[:, None]
+        """The observed fields of `BlocksSelected` (core/events.py), `retained` among them; `chosen` [k][num_heads][W]."""
+        model = self._model
+        k, heads, width = chosen.shape
         group = model.num_heads // model.num_kv_heads
         by_head = truth.mass.reshape(k, model.num_kv_heads, group, width)
         kv_mass = reduce_group(by_head, REDUCTION.index("mean"), axis=2)
         kept = chosen.sum(axis=2)
         best = oracle_choice(kv_mass if heads > 1 or model.num_kv_heads == 1 else kv_mass.sum(axis=1)[:, None], kept)
-        peak = reduce_group(
-            truth.peak.reshape(by_head.shape), REDUCTION.index(truth.reduction), axis=2
-        )
-        reuses, next_recalls = self._against_before(layer, seqs, chosen, best, kept)
-        slack_least, slack_mean = _slack(truth, peak, inside)
+        before, asked = self._choice_before(layer, seqs, chosen)
+        masks = np.stack([chosen, best], axis=3).astype(np.float32)
+        mass_kept = truth.mass.reshape(k, heads, -1, width) @ masks  # [k][heads][query heads of one][2]
+        unknown = np.repeat(~asked, heads)
+        peak = reduce_group(truth.peak.reshape(by_head.shape), REDUCTION.index(truth.reduction), axis=2)
+        slack_least, slack_mean = _slack(truth, peak)
         return {
             "recalls": _share((chosen & best).sum(axis=2), kept),
             "chances": _share(kept, np.broadcast_to(truth.num_blocks[:, None], kept.shape)),
-            "reuses": reuses,
-            "next_recalls": next_recalls,
-            "oracle_retained": self.retained(best, truth.mass),
+            "reuses": np.where(unknown, np.float32(-1), _share((chosen & before).sum(axis=2), kept)),
+            "next_recalls": np.where(unknown, np.float32(-1), _share((best & before).sum(axis=2), kept)),
+            "retained": mass_kept[..., 0].ravel(),
+            "oracle_retained": mass_kept[..., 1].ravel(),
             "slack_least": slack_least,
             "slack_mean": slack_mean,
         }
 
-    def retained(self, chosen: Mask, mass: F32) -> F32:
-        """Attention mass [k · num_heads] that the chosen blocks hold for every query head."""
-        per_query_head = self._model.num_heads // chosen.shape[1]
-        kept = np.where(np.repeat(chosen, per_query_head, axis=1), mass, 0).sum(axis=2, dtype=np.float64)
-        mass_kept: F32 = kept.astype(np.float32).ravel()
-        return mass_kept
-
-    def _against_before(
-        self, layer: int, seqs: I32, chosen: Mask, best: Mask, kept: NDArray[np.int64]
-    ) -> tuple[F32, F32]:
-        """Shares of the choice and of the oracle's choice that the step before chose; −1 where it was not asked."""
+    def _choice_before(self, layer: int, seqs: I32, chosen: Mask) -> tuple[Mask, Mask]:
+        """What each of `seqs` chose in the step before, as wide as `chosen`, and whether it was asked then [k]."""
         step, num = self._state.step, self._state.workload.num_seqs
         last, known, masks = self._before.get(layer, (-1, seqs[:0], chosen[:0]))
         self._before[layer] = (step, seqs, chosen)
+        if last == step - 1 and masks.shape == chosen.shape and np.array_equal(known, seqs):
+            return masks, np.ones(len(seqs), dtype=np.bool_)
         place = np.full(num, -1, dtype=np.int64)
         if last == step - 1:
             place[known] = np.arange(len(known))
@@ -96,13 +90,7 @@ class Watcher:
         width = min(masks.shape[2], chosen.shape[2])
         if (at >= 0).any():
             before[at >= 0, :, :width] = masks[at[at >= 0], :, :width]
-        unknown = np.repeat(at < 0, chosen.shape[1])
-        found = []
-        for mask in (chosen, best):
-            share = _share((mask & before).sum(axis=2), kept)
-            share[unknown] = -1
-            found.append(share)
-        return found[0], found[1]
+        return before, at >= 0
 
     def meters(self, tokens_read: int, tokens_held: int, num_blocks: int, policy: SelectionPolicy) -> dict[str, int]:
         """Bytes of a layer: chosen K and V, what was read to choose, K and V of full attention, all that is resident.
@@ -127,10 +115,10 @@ class Watcher:
 
 def chosen_mask(selected: I32, width: int) -> Mask:
     """[k][num_heads][width] from lists [k][num_heads][most] that end in −1."""
-    mask = np.zeros((*selected.shape[:2], width), dtype=np.bool_)
-    seq, head, place = np.nonzero(selected >= 0)
-    mask[seq, head, selected[seq, head, place]] = True
-    return mask
+    k, heads = selected.shape[:2]
+    mask = np.zeros((k * heads, width + 1), dtype=np.bool_)  # the −1 go into a column behind the others
+    mask[np.arange(k * heads)[:, None], selected.reshape(k * heads, -1)] = True
+    return mask[:, :width].reshape(k, heads, width)
 
 
 def tokens_of(selected: I32, count: I32, context: I32, block_size: int, num_kv_heads: int) -> int:
@@ -146,13 +134,21 @@ def tokens_of(selected: I32, count: I32, context: I32, block_size: int, num_kv_h
 
 def oracle_choice(mass: F32, kept: NDArray[np.int64]) -> Mask:
     """The `kept` [k][heads] blocks of the greatest mass [k][heads][W]; ties to the lower block."""
-    order = np.argsort(-mass, axis=2, kind="stable")
-    best = np.zeros(mass.shape, dtype=np.bool_)
-    np.put_along_axis(best, order, np.arange(mass.shape[2]) < kept[:, :, None], axis=2)
+    if not mass.size:
+        return np.zeros(mass.shape, dtype=np.bool_)
+    worst_first = np.sort(mass, axis=2)
+    place = np.minimum(mass.shape[2] - kept, mass.shape[2] - 1)[:, :, None]
+    least = np.take_along_axis(worst_first, place, axis=2)  # mass of the last block that is kept
+    best = (mass >= least) & (kept > 0)[:, :, None]
+    excess = best.sum(axis=2) - kept
+    for row in np.argwhere(excess > 0):  # blocks of the same mass as the last one: the higher ones go
+        at = tuple(row)
+        ties = np.flatnonzero(mass[at] == least[at])
+        best[at][ties[len(ties) - excess[at] :]] = False
     return best
 
 
-def _slack(truth: Truth, peak: F32, inside: Mask) -> tuple[F32, F32]:
+def _slack(truth: Truth, peak: F32) -> tuple[F32, F32]:
     """Least and mean of (scaled score − largest logit) over the blocks of each (sequence, KV head).
 
     With the reduction `max` both sides were rounded alike, so the difference is never below 0, not by a bit; sums over
@@ -164,10 +160,12 @@ def _slack(truth: Truth, peak: F32, inside: Mask) -> tuple[F32, F32]:
     if truth.reduction != "max":
         noise = _ROUNDING * (1 + np.abs(scaled))
         slack = np.where((slack < 0) & (slack > -noise), np.float32(0), slack)
-    every = np.broadcast_to(inside[:, None], slack.shape)
-    least = np.where(every, slack, np.inf).min(axis=2)
-    mean = np.where(every, slack, 0).sum(axis=2, dtype=np.float64) / truth.num_blocks[:, None]
-    return least.astype(np.float32).ravel(), mean.astype(np.float32).ravel()
+    outside = (np.arange(peak.shape[2]) >= truth.num_blocks[:, None])[:, None]
+    np.copyto(slack, np.inf, where=outside)
+    least = slack.min(axis=2)
+    np.copyto(slack, 0, where=outside)
+    mean = slack.sum(axis=2, dtype=np.float64) / truth.num_blocks[:, None]
+    return least.ravel(), mean.astype(np.float32).ravel()
 
 
 def _share(part: NDArray[np.int64], whole: NDArray[np.int64]) -> F32:

@@ -762,9 +762,15 @@ class Engine:
         self.emit(self._step_ended(num_prefill, len(plan.decoding), decode_tokens, decode_slots, peak, prefilled))
 
     def _run_kernels(self, kernels: KernelPipeline, decoding: ev.I32) -> None:
-        """Selection and attention of the decoding sequences, then levels, then a compaction when one is due."""
+        """Selection and attention of the decoding sequences, then levels, then a compaction when one is due.
+
+        Choices are applied while attention runs and handed on when it has shown what they were worth.
+        """
+        step = self.state.step
         for event in kernels.step(decoding):
-            self.emit(event)
+            apply(self.state, event)
+        for event in kernels.observed():
+            self.sink(step, event)
         for decide in (kernels.adapt, kernels.plan_compaction):
             decided = decide()
             if decided is not None:

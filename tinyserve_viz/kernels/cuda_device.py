@@ -41,6 +41,35 @@ class _Copy2D(ctypes.Structure):
     )
 
 
+_ADDRESS, _HOST, _SIZE, _HANDLE = ctypes.c_uint64, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p
+# What the driver's functions take. Integers then go in as they are, which costs less than an object for each.
+_CALLS: dict[str, tuple[Any, ...]] = {
+    "cuMemGetInfo_v2": (ctypes.c_void_p, ctypes.c_void_p),
+    "cuMemAlloc_v2": (ctypes.c_void_p, _SIZE),
+    "cuMemFree_v2": (_ADDRESS,),
+    "cuMemAllocHost_v2": (ctypes.c_void_p, _SIZE),
+    "cuMemFreeHost": (_HOST,),
+    "cuMemcpyHtoDAsync_v2": (_ADDRESS, _HOST, _SIZE, _HANDLE),
+    "cuMemcpyDtoHAsync_v2": (_HOST, _ADDRESS, _SIZE, _HANDLE),
+    "cuMemcpyDtoDAsync_v2": (_ADDRESS, _ADDRESS, _SIZE, _HANDLE),
+    "cuMemcpy2DAsync_v2": (ctypes.c_void_p, _HANDLE),
+    "cuMemsetD8Async": (_ADDRESS, ctypes.c_ubyte, _SIZE, _HANDLE),
+    "cuEventCreate": (ctypes.c_void_p, ctypes.c_uint),
+    "cuEventRecord": (_HANDLE, _HANDLE),
+    "cuEventRecordWithFlags": (_HANDLE, _HANDLE, ctypes.c_uint),
+    "cuEventSynchronize": (_HANDLE,),
+    "cuEventElapsedTime": (ctypes.c_void_p, _HANDLE, _HANDLE),
+    "cuStreamBeginCapture_v2": (_HANDLE, ctypes.c_int),
+    "cuStreamEndCapture": (_HANDLE, ctypes.c_void_p),
+    "cuStreamSynchronize": (_HANDLE,),
+    "cuStreamWaitValue32_v2": (_HANDLE, _ADDRESS, ctypes.c_uint32, ctypes.c_uint),
+    "cuGraphInstantiateWithFlags": (ctypes.c_void_p, _HANDLE, ctypes.c_ulonglong),
+    "cuGraphDestroy": (_HANDLE,),
+    "cuGraphExecDestroy": (_HANDLE,),
+    "cuGraphLaunch": (_HANDLE, _HANDLE),
+}
+
+
 class CudaDevice:
     """One GPU, its primary context made current in the thread that makes this, and one stream.
 
@@ -55,6 +84,11 @@ class CudaDevice:
             gpu.driver.Device(0).get_attribute(gpu.driver.device_attribute.MULTIPROCESSOR_COUNT)
         )
         self._lib = ctypes.CDLL("libcuda.so.1")
+        self._driver: dict[str, Callable[..., int]] = {}
+        for name, kinds in _CALLS.items():
+            function = getattr(self._lib, name)
+            function.argtypes = kinds
+            self._driver[name] = function
         self._stream_object = gpu.driver.Stream(1)  # CU_STREAM_NON_BLOCKING: nobody else's work is waited for
         self._stream = ctypes.c_void_p(self._stream_object.handle)
         self.lost = False
@@ -66,7 +100,7 @@ class CudaDevice:
         self._gpu.context.pop()
 
     def _do(self, name: str, *arguments: Any) -> None:
-        error = getattr(self._lib, name)(*arguments)
+        error = self._driver[name](*arguments)
         if error:
             raise self._failed(name, error)
 
@@ -95,7 +129,7 @@ class CudaDevice:
         """
         address = ctypes.c_uint64()
         try:
-            self._do("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(max(size, 256)))
+            self._do("cuMemAlloc_v2", ctypes.byref(address), max(size, 256))
         except OutOfDeviceMemory:
             free, total = self.memory()
             raise OutOfDeviceMemory(
@@ -107,49 +141,31 @@ class CudaDevice:
     def free(self, address: int) -> None:
         """Give memory back."""
         if not self.lost:
-            self._do("cuMemFree_v2", ctypes.c_uint64(address))
+            self._do("cuMemFree_v2", address)
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
         """Page-locked host memory, which copies in the background need; kept until `free_pinned`."""
         address = ctypes.c_void_p()
-        self._do("cuMemAllocHost_v2", ctypes.byref(address), ctypes.c_size_t(size))
+        self._do("cuMemAllocHost_v2", ctypes.byref(address), size)
         assert address.value
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address.value))
 
     def free_pinned(self, memory: NDArray[np.uint8]) -> None:
         """Give page-locked memory back."""
         if not self.lost:
-            self._do("cuMemFreeHost", ctypes.c_void_p(memory.ctypes.data))
+            self._do("cuMemFreeHost", memory.ctypes.data)
 
     def upload(self, target: int, source: int, size: int) -> None:
         """Copy from a page-locked host address."""
-        self._do(
-            "cuMemcpyHtoDAsync_v2",
-            ctypes.c_uint64(target),
-            ctypes.c_void_p(source),
-            ctypes.c_size_t(size),
-            self._stream,
-        )
+        self._do("cuMemcpyHtoDAsync_v2", target, source, size, self._stream)
 
     def download(self, target: int, source: int, size: int) -> None:
         """Copy to a page-locked host address."""
-        self._do(
-            "cuMemcpyDtoHAsync_v2",
-            ctypes.c_void_p(target),
-            ctypes.c_uint64(source),
-            ctypes.c_size_t(size),
-            self._stream,
-        )
+        self._do("cuMemcpyDtoHAsync_v2", target, source, size, self._stream)
 
     def copy(self, target: int, source: int, size: int) -> None:
         """Copy within the device."""
-        self._do(
-            "cuMemcpyDtoDAsync_v2",
-            ctypes.c_uint64(target),
-            ctypes.c_uint64(source),
-            ctypes.c_size_t(size),
-            self._stream,
-        )
+        self._do("cuMemcpyDtoDAsync_v2", target, source, size, self._stream)
 
     def copy_column(self, target: int, source: int, row_bytes: int, width: int, rows: int) -> None:
         """The first `width` bytes of each row, one behind the other."""
@@ -167,7 +183,7 @@ class CudaDevice:
 
     def fill(self, target: int, byte: int, size: int) -> None:
         """Set every byte."""
-        self._do("cuMemsetD8Async", ctypes.c_uint64(target), ctypes.c_ubyte(byte), ctypes.c_size_t(size), self._stream)
+        self._do("cuMemsetD8Async", target, byte, size, self._stream)
 
     # ── kernels, events, graphs ─────────────────────────────────────────────────────────────────────────────────
 
@@ -192,9 +208,13 @@ class CudaDevice:
     def record(self, event: Any, in_graph: bool = False) -> None:
         """Record an event; inside a capture it must be an external one, else its time cannot be read."""
         if in_graph:
-            self._do("cuEventRecordWithFlags", event, self._stream, ctypes.c_uint(_RECORD_EXTERNAL))
+            self._do("cuEventRecordWithFlags", event, self._stream, _RECORD_EXTERNAL)
         else:
             self._do("cuEventRecord", event, self._stream)
+
+    def wait_for(self, event: Any) -> None:
+        """Wait until the last recording of an event has happened."""
+        self._do("cuEventSynchronize", event)
 
     def elapsed_us(self, start: Any, end: Any) -> float:
         """Time between two events that have happened."""
@@ -210,7 +230,7 @@ class CudaDevice:
             work()
         finally:
             self._do("cuStreamEndCapture", self._stream, ctypes.byref(graph))
-        self._do("cuGraphInstantiateWithFlags", ctypes.byref(ready), graph, ctypes.c_ulonglong(0))
+        self._do("cuGraphInstantiateWithFlags", ctypes.byref(ready), graph, 0)
         self._do("cuGraphDestroy", graph)
         return ready
 
@@ -233,6 +253,4 @@ class CudaDevice:
         Launches that are put on the stream behind it then run one right after the other, so that events between them
         time the kernels and not the host. The host must not wait for the stream before it sets the flag.
         """
-        address = ctypes.c_uint64(flag.ctypes.data)
-        error = self._lib.cuStreamWaitValue32_v2(self._stream, address, ctypes.c_uint32(value), ctypes.c_uint(0))
-        return not error
+        return not self._driver["cuStreamWaitValue32_v2"](self._stream, flag.ctypes.data, value, 0)

@@ -67,9 +67,20 @@ class Calls(Protocol):
         """held[:, 0] as an array of its own."""
         ...
 
+    def read_early(self, read: Mapping[str, Held]) -> None:
+        """These results can be had while the calls that follow still run. Once a program."""
+        ...
+
 
 Build = Callable[[Calls], dict[str, Held]]
 """Makes a program's calls and names what each run reads back. It must depend on nothing but the program's key."""
+
+
+class Running(NamedTuple):
+    """A program under way. Each waits for its results, which hold until the program runs again."""
+
+    early: Callable[[], Read]  # what the program read early
+    rest: Callable[[], Read]
 
 
 class Session(Protocol):
@@ -101,6 +112,10 @@ class Session(Protocol):
         """Contents; for reading only."""
         ...
 
+    def read_later(self, *held: Held) -> Callable[[], list[NDArray[Any]]]:
+        """Contents as they are between the calls before and after; waits for them where it is called at last."""
+        ...
+
     def read_blocks(self, held: Held, blocks: NDArray[Any]) -> NDArray[Any]:
         """held[:, blocks] of an array [layers][blocks][…]; for reading only."""
         ...
@@ -109,8 +124,8 @@ class Session(Protocol):
         """Call one kernel; NumPy arrays go in with the call. Results last until `end_step`."""
         ...
 
-    def run(self, key: Hashable, build: Build, inputs: Mapping[str, NDArray[Any]], sizes: Sizes) -> Read:
-        """Run a program; runs with one key make the same calls. Key None: this once, nothing is prepared for again."""
+    def run(self, key: Hashable, build: Build, inputs: Mapping[str, NDArray[Any]], sizes: Sizes) -> Running:
+        """Start a program; runs with one key make the same calls. Key None: this once, nothing is prepared for again."""
         ...
 
     def begin_step(self, verify: bool) -> None:
@@ -170,6 +185,11 @@ class HostSession:
         """The arrays themselves."""
         return [one.data for one in held]
 
+    def read_later(self, *held: Held) -> Callable[[], list[NDArray[Any]]]:
+        """Copies, for a later call may write to the arrays."""
+        found = [one.data.copy() for one in held]
+        return lambda: found
+
     def read_blocks(self, held: Held, blocks: NDArray[Any]) -> NDArray[Any]:
         """A copy of the blocks."""
         found: NDArray[Any] = held.data[:, blocks]
@@ -194,11 +214,12 @@ class HostSession:
         self._done.append((kernel, spent, num_bytes, sizes, Status(int(outputs["status"][0]))))
         return {name: self._held(array) for name, array in outputs.items() if name != "status"}
 
-    def run(self, key: Hashable, build: Build, inputs: Mapping[str, NDArray[Any]], sizes: Sizes) -> Read:
+    def run(self, key: Hashable, build: Build, inputs: Mapping[str, NDArray[Any]], sizes: Sizes) -> Running:
         """Build it anew: a reference has nothing to prepare."""
         del key
-        read = build(_HostCalls(self, inputs, sizes))
-        return {name: held.data for name, held in read.items()}
+        calls = _HostCalls(self, inputs, sizes)
+        rest = {name: held.data for name, held in build(calls).items()}
+        return Running(lambda: calls.early, lambda: rest)
 
     def begin_step(self, verify: bool) -> None:
         """Nothing: the reference is not held to itself."""
@@ -224,6 +245,7 @@ class _HostCalls:
 
     def __init__(self, session: HostSession, inputs: Mapping[str, NDArray[Any]], sizes: Sizes) -> None:
         self._session, self._inputs, self._sizes = session, inputs, sizes
+        self.early: Read = {}
 
     def input(self, name: str) -> Held:
         return self._session._held(self._inputs[name])
@@ -238,6 +260,9 @@ class _HostCalls:
 
     def first_column(self, held: Held) -> Held:
         return self._session._held(np.ascontiguousarray(held.data[:, 0]))
+
+    def read_early(self, read: Mapping[str, Held]) -> None:
+        self.early = {name: held.data for name, held in read.items()}
 
 
 def run_on_host_arrays(session: Session, kernel: str, arrays: Mapping[str, Any], scalars: Mapping[str, Any]) -> Read:

@@ -26,7 +26,7 @@ from tinyserve_viz.kernels.session import (
     Given,
     Held,
     HostSession,
-    Read,
+    Running,
     Session,
     Sizes,
 )
@@ -90,6 +90,10 @@ class VerifiedSession:
         """What the verified session has."""
         return self._there.read(*(_there(one) for one in held))
 
+    def read_later(self, *held: Held) -> Callable[[], list[NDArray[Any]]]:
+        """What the verified session has."""
+        return self._there.read_later(*(_there(one) for one in held))
+
     def read_blocks(self, held: Held, blocks: NDArray[Any]) -> NDArray[Any]:
         """What the verified session has."""
         return self._there.read_blocks(held.data.there, blocks)
@@ -111,27 +115,28 @@ class VerifiedSession:
         self.verify_us += (time.perf_counter() - started) * 1e6
         return {name: self._pair(found[name], expected[name]) for name in found}
 
-    def run(self, key: Hashable, build: Build, inputs: Mapping[str, NDArray[Any]], sizes: Sizes) -> Read:
-        """Run the program; then repeat its calls and compare each result."""
+    def run(self, key: Hashable, build: Build, inputs: Mapping[str, NDArray[Any]], sizes: Sizes) -> Running:
+        """Run the program; then repeat its calls and compare each result. In a step that is verified all is over then,
+        and nothing comes early."""
         if not self._verify:
             return self._there.run(key, lambda calls: build(_Side(calls, _there)), inputs, sizes)
 
         def with_all_results(calls: Calls) -> dict[str, Held]:
-            side = self._built[key] = _Side(calls, _there)
+            side = self._built[key] = _Side(calls, _there, reads_early=False)
             read = build(side)
             return {
                 f"call {number}, {name}": held
                 for number, (_, _, outputs) in enumerate(side.calls)
                 for name, held in outputs.items()
                 if not side.was_given(held)
-            } | read
+            } | side.early | read
 
-        found = self._there.run(None if key is None else (key, "verified"), with_all_results, inputs, sizes)
+        found = self._there.run(None if key is None else (key, "verified"), with_all_results, inputs, sizes).rest()
         started = time.perf_counter()
         repeated: list[_Side] = []
 
         def again(calls: Calls) -> dict[str, Held]:
-            repeated.append(_Side(calls, _here))
+            repeated.append(_Side(calls, _here, reads_early=False))
             return build(repeated[-1])
 
         self._here.run(None, again, {name: array.copy() for name, array in inputs.items()}, sizes)
@@ -142,7 +147,8 @@ class VerifiedSession:
                     self._tell(name, output, result, held.data)
         self._compare_given(self._built[key], repeated[0])
         self.verify_us += (time.perf_counter() - started) * 1e6
-        return found
+        early = {name: found[name] for name in repeated[0].early}
+        return Running(lambda: early, lambda: found)
 
     # ── comparing ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -216,10 +222,11 @@ class VerifiedSession:
 
 
 class _Side:
-    """The calls of one of the two sessions, written down as (kernel, arrays, results)."""
+    """The calls of one of the two sessions, written down as (kernel, arrays, results), and what is read early."""
 
-    def __init__(self, calls: Calls, side: Callable[[Held], Held]) -> None:
-        self._calls, self._side = calls, side
+    def __init__(self, calls: Calls, side: Callable[[Held], Held], reads_early: bool = True) -> None:
+        self._calls, self._side, self._reads_early = calls, side, reads_early
+        self.early: dict[str, Held] = {}
         self.calls: list[tuple[str, dict[str, Any], dict[str, Held]]] = []
         self._given: list[Held] = []  # held arrays that went in
 
@@ -248,6 +255,11 @@ class _Side:
 
     def first_column(self, held: Held) -> Held:
         return self._calls.first_column(self._side(held))
+
+    def read_early(self, read: Mapping[str, Held]) -> None:
+        self.early = {name: self._side(held) for name, held in read.items()}
+        if self._reads_early:
+            self._calls.read_early(self.early)
 
 
 def _there(held: Held) -> Held:
