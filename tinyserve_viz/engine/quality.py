@@ -50,7 +50,7 @@ class Watcher:
         self._before: dict[int, tuple[int, I32, Mask]] = {}  # layer → (step, sequences, their choices)
 
     def observe(self, layer: int, seqs: I32, chosen: Mask, truth: Truth) -> dict[str, Any]:
-        """The observed fields of `BlocksSelected` (core/events.py), `retained` among them; `chosen` [k][num_heads][W]."""
+        """Observed fields of `BlocksSelected` (core/events.py), `retained` among them; `chosen` [k][num_heads][W]."""
         model = self._model
         k, heads, width = chosen.shape
         group = model.num_heads // model.num_kv_heads

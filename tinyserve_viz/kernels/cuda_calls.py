@@ -108,7 +108,7 @@ class Binder:
         new: New,
         status: int,
     ) -> tuple[Launch, dict[str, Held]]:
-        """Bind a call to addresses; what it writes and nobody gave is made by `new`, `status` is where its word goes."""
+        """Bind a call to addresses; what it writes and nobody gave is made by `new`; its word goes to `status`."""
         key = (name, tuple([(arg, held.shape) for arg, held in given.items()]), tuple(scalars.items()))
         known = self._bound.get(key)
         if known is None:

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from tinyserve_viz.core.errors import DeviceLost, OutOfDeviceMemory, TinyserveError
 from tinyserve_viz.kernels.cuda_backend import Gpu, Plan
+from tinyserve_viz.kernels.cuda_graph import GRAPH_CALLS, Graph
 
 _OUT_OF_MEMORY = 2
 _RECORD_EXTERNAL = 1  # CU_EVENT_RECORD_EXTERNAL: an event inside a graph that can be read outside
-_CAPTURE_RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 _DEVICE_MEMORY = 2  # CU_MEMORYTYPE_DEVICE
 
 
@@ -59,14 +59,9 @@ _CALLS: dict[str, tuple[Any, ...]] = {
     "cuEventRecordWithFlags": (_HANDLE, _HANDLE, ctypes.c_uint),
     "cuEventSynchronize": (_HANDLE,),
     "cuEventElapsedTime": (ctypes.c_void_p, _HANDLE, _HANDLE),
-    "cuStreamBeginCapture_v2": (_HANDLE, ctypes.c_int),
-    "cuStreamEndCapture": (_HANDLE, ctypes.c_void_p),
     "cuStreamSynchronize": (_HANDLE,),
     "cuStreamWaitValue32_v2": (_HANDLE, _ADDRESS, ctypes.c_uint32, ctypes.c_uint),
-    "cuGraphInstantiateWithFlags": (ctypes.c_void_p, _HANDLE, ctypes.c_ulonglong),
-    "cuGraphDestroy": (_HANDLE,),
-    "cuGraphExecDestroy": (_HANDLE,),
-    "cuGraphLaunch": (_HANDLE, _HANDLE),
+    **GRAPH_CALLS,
 }
 
 
@@ -90,7 +85,7 @@ class CudaDevice:
             function.argtypes = kinds
             self._driver[name] = function
         self._stream_object = gpu.driver.Stream(1)  # CU_STREAM_NON_BLOCKING: nobody else's work is waited for
-        self._stream = ctypes.c_void_p(self._stream_object.handle)
+        self._stream: int = self._stream_object.handle
         self.lost = False
 
     def close(self) -> None:
@@ -224,24 +219,16 @@ class CudaDevice:
 
     def capture(self, work: Callable[[], None]) -> Any:
         """What `work` puts on the stream, as a graph ready to launch; nothing of it runs."""
-        graph, ready = ctypes.c_void_p(), ctypes.c_void_p()
-        self._do("cuStreamBeginCapture_v2", self._stream, _CAPTURE_RELAXED)
-        try:
-            work()
-        finally:
-            self._do("cuStreamEndCapture", self._stream, ctypes.byref(graph))
-        self._do("cuGraphInstantiateWithFlags", ctypes.byref(ready), graph, 0)
-        self._do("cuGraphDestroy", graph)
-        return ready
+        return Graph(self._do, self._stream, work)
 
     def replay(self, graph: Any) -> None:
         """Launch a captured graph."""
-        self._do("cuGraphLaunch", graph, self._stream)
+        graph.launch()
 
     def drop_graph(self, graph: Any) -> None:
         """Destroy a captured graph."""
         if not self.lost:
-            self._do("cuGraphExecDestroy", graph)
+            graph.close()
 
     def synchronize(self) -> None:
         """Wait for everything on the stream."""

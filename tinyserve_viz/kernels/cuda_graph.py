@@ -1,4 +1,4 @@
-"""CUDA graphs, which PyCUDA does not wrap: launches captured on a stream and replayed, through the driver by ctypes."""
+"""CUDA graphs, which PyCUDA does not wrap: what is put on a stream is captured and replayed, by the driver itself."""
 
 from __future__ import annotations
 
@@ -6,46 +6,38 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-from tinyserve_viz.core.errors import KernelError
-
 _RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED: other threads may go on
+GRAPH_CALLS: dict[str, tuple[Any, ...]] = {
+    "cuStreamBeginCapture_v2": (ctypes.c_void_p, ctypes.c_int),
+    "cuStreamEndCapture": (ctypes.c_void_p, ctypes.c_void_p),
+    "cuGraphInstantiateWithFlags": (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ulonglong),
+    "cuGraphDestroy": (ctypes.c_void_p,),
+    "cuGraphExecDestroy": (ctypes.c_void_p,),
+    "cuGraphLaunch": (ctypes.c_void_p, ctypes.c_void_p),
+}
+Do = Callable[..., None]
+"""Calls a function of the driver by name, and raises what its error means."""
 
 
 class Graph:
-    """What `launch(stream)` puts on the stream, ready to replay. Needs the context current, now and when it is used."""
+    """What `put` puts on the stream, ready to replay. Needs the context current, now and when it is used."""
 
-    def __init__(self, driver: Any, launch: Callable[[Any], None]) -> None:
-        """Capture.
-
-        Raises:
-            KernelError: the driver refuses what was launched (an allocation, a synchronisation).
-        """
-        self._driver = driver
-        self._cuda = ctypes.CDLL("libcuda.so.1")
-        self._stream = driver.Stream()
-        self._start, self._end = driver.Event(), driver.Event()
-        self._graph, self._ready = ctypes.c_void_p(), ctypes.c_void_p()
-        handle = ctypes.c_void_p(self._stream.handle)
-        self._do("cuStreamBeginCapture_v2", handle, _RELAXED)
+    def __init__(self, do: Do, stream: int, put: Callable[[], None]) -> None:
+        """Capture; nothing runs. What must not be captured (an allocation, a synchronisation) fails through `do`."""
+        self._do, self._stream = do, stream
+        graph, self._ready = ctypes.c_void_p(), ctypes.c_void_p()
+        do("cuStreamBeginCapture_v2", stream, _RELAXED)
         try:
-            launch(self._stream)
+            put()
         finally:
-            self._do("cuStreamEndCapture", handle, ctypes.byref(self._graph))
-        self._do("cuGraphInstantiateWithFlags", ctypes.byref(self._ready), self._graph, ctypes.c_ulonglong(0))
+            do("cuStreamEndCapture", stream, ctypes.byref(graph))
+        do("cuGraphInstantiateWithFlags", ctypes.byref(self._ready), graph, 0)
+        do("cuGraphDestroy", graph)
 
-    def _do(self, name: str, *arguments: Any) -> None:
-        if error := getattr(self._cuda, name)(*arguments):
-            raise KernelError(f"{name} failed: CUresult {error}")
-
-    def replay_us(self) -> float:
-        """Replay once and wait; the time between two events around it."""
-        self._start.record(self._stream)
-        self._do("cuGraphLaunch", self._ready, ctypes.c_void_p(self._stream.handle))
-        self._end.record(self._stream)
-        self._end.synchronize()
-        return float(self._start.time_till(self._end)) * 1000
+    def launch(self) -> None:
+        """Put it all on the stream again."""
+        self._do("cuGraphLaunch", self._ready, self._stream)
 
     def close(self) -> None:
         """Give the graph back."""
         self._do("cuGraphExecDestroy", self._ready)
-        self._do("cuGraphDestroy", self._graph)

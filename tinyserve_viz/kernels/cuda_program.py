@@ -7,7 +7,7 @@ since an event that a graph records cannot be waited for: it looks as the last r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -213,7 +213,7 @@ class _Recorded:
         self._program.num_early_calls = self._num_calls
 
     def _come_down(self, read: Mapping[str, Held]) -> Read:
-        """Views of where the results will be on the host; those that are held elsewhere are copied beside the others."""
+        """Views of where results will be on the host; those that are held elsewhere are copied beside the others."""
         views: Read = {}
         if self._plan:
             device, down = self._workshop.device, self._program.down

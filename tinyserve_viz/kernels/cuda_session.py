@@ -61,7 +61,7 @@ class CudaSession:
         self._temporary, self._staging = Arena(device.alloc), Arena(device.pinned)
         self._queue: list[Callable[[], None]] = []
         self._busy = False  # something is on the stream that nobody has waited for
-        self._coming: list[tuple[NDArray[np.uint8], NDArray[Any]]] = []  # (page-locked, array) to be filled when it came
+        self._coming: list[tuple[NDArray[np.uint8], NDArray[Any]]] = []  # (page-locked, array to fill when it came)
         self._done: list[_Done] = []
         self._over = 0  # so many of them have been waited for
         self._events: list[Any] = []

@@ -125,7 +125,7 @@ class Session(Protocol):
         ...
 
     def run(self, key: Hashable, build: Build, inputs: Mapping[str, NDArray[Any]], sizes: Sizes) -> Running:
-        """Start a program; runs with one key make the same calls. Key None: this once, nothing is prepared for again."""
+        """Start a program; runs with one key make the same calls. Key None: nothing is prepared for another run."""
         ...
 
     def begin_step(self, verify: bool) -> None:

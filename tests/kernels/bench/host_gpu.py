@@ -53,10 +53,18 @@ class Event:
         return later.at - self.at
 
 
+class Stream:
+    """Work is over when it is put there."""
+
+    def wait_for_event(self, _event: Event) -> None:
+        pass
+
+
 class Driver:
     """What the bench uses of pycuda.driver."""
 
     Event = Event
+    Stream = Stream
     MemoryError = MemoryError
     device_attribute = SimpleNamespace(MULTIPROCESSOR_COUNT="sms", L2_CACHE_SIZE="l2")
     free = 1 << 26
@@ -148,7 +156,7 @@ class HostGpu:
 
 
 class HostGraph:
-    """Stands for `Graph`: what was launched is launched again on replay."""
+    """Stands for `TimedGraph`: what was launched is launched again on replay."""
 
     def __init__(self, _driver: Any, launch: Callable[[Any], None]) -> None:
         self._launch = launch

@@ -22,7 +22,7 @@ SMALL = grid.Model("small", 4, 2, 32)
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> HostGpu:
     """Shapes that NumPy does at once; everything else is as on a device."""
-    monkeypatch.setattr(timing, "Graph", HostGraph)
+    monkeypatch.setattr(timing, "TimedGraph", HostGraph)
     monkeypatch.setattr(timing, "_GRAPH_US", 1.0)
     told = {"clocks": "SM 1980 MHz", "driver": "580.95"}
     monkeypatch.setattr(timing, "_told_by_driver", lambda *_: told)
@@ -34,8 +34,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> HostGpu:
     monkeypatch.setattr(attention, "WAVES", (1, 2))
     monkeypatch.setattr(attention, "READABLE", [64, 64])
     monkeypatch.setattr(selection, "sparse_shapes", lambda _grid: [(SMALL, 2, 256)])
+    monkeypatch.setattr(selection, "KEPT", 4)
     for module in (selection, step):
-        monkeypatch.setattr(module, "KEPT", 4)
         monkeypatch.setattr(module, "KEPT_TOKENS", 64)
         monkeypatch.setattr(module, "LLAMA3_8B", SMALL)
     monkeypatch.setattr(step, "BATCH", 2)

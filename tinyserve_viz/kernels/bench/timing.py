@@ -8,6 +8,7 @@ of the restoring copies alone is replayed in turn, and the difference is the tim
 
 from __future__ import annotations
 
+import ctypes
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from tinyserve_viz.core.errors import KernelError
 from tinyserve_viz.kernels.bench.device import Device
-from tinyserve_viz.kernels.cuda_graph import Graph
+from tinyserve_viz.kernels.cuda_graph import GRAPH_CALLS, Graph
 
 Launch = Callable[[Any], None]
 _GRAPH_US = 2000.0
@@ -34,6 +36,40 @@ class Timing:
     replays: int
     calls: int
     how: str
+
+
+class TimedGraph:
+    """What `launch(stream)` puts on the stream, replayed between two events."""
+
+    def __init__(self, driver: Any, launch: Launch) -> None:
+        """Capture.
+
+        Raises:
+            KernelError: the driver refuses what was launched.
+        """
+        library = ctypes.CDLL("libcuda.so.1")
+
+        def do(name: str, *arguments: Any) -> None:
+            function = getattr(library, name)
+            function.argtypes = GRAPH_CALLS[name]
+            if error := function(*arguments):
+                raise KernelError(f"{name} failed: CUresult {error}")
+
+        self._stream = driver.Stream()
+        self._start, self._end = driver.Event(), driver.Event()
+        self._graph = Graph(do, self._stream.handle, lambda: launch(self._stream))
+
+    def replay_us(self) -> float:
+        """Replay once and wait; the time between the events."""
+        self._start.record(self._stream)
+        self._graph.launch()
+        self._end.record(self._stream)
+        self._end.synchronize()
+        return float(self._start.time_till(self._end)) * 1000
+
+    def close(self) -> None:
+        """Give the graph back."""
+        self._graph.close()
 
 
 def sets_for(device: Device, num_bytes: int, most: int = MAX_SETS) -> int:
@@ -64,8 +100,8 @@ def time_calls(
             if calling:
                 launches[i % len(launches)](stream)
 
-    graph = Graph(device.driver, lambda stream: all_of(stream, True, True))
-    without = Graph(device.driver, lambda stream: all_of(stream, True, False)) if restores else None
+    graph = TimedGraph(device.driver, lambda stream: all_of(stream, True, True))
+    without = TimedGraph(device.driver, lambda stream: all_of(stream, True, False)) if restores else None
     replays = int(max(7, min(40, row_us / max(estimate * calls, 1.0))))
     graph.replay_us()
     if without:
