@@ -52,7 +52,7 @@ def content_of(
 
 
 class Content:
-    """Identities and topics of the tokens of a workload.
+    """Identities and topics of the tokens of a workload, the longest sequence of which has `longest`.
 
     Raises:
         ConfigError: the kind of content is not available here.
@@ -70,9 +70,9 @@ class Content:
         self._sinks = noise(mix(self.seed, STREAM_SINK, *np.ix_(*map(np.arange, (*shape, model.head_dim)))))
         # A row each for the sequences that were asked for and are not over. The memory is touched where it is filled.
         total = workload.prompt_len + workload.output_len
-        self._longest = int(total.max(initial=1))
-        self._ids: I64 = np.empty((8, self._longest), dtype=np.int64)
-        self._topics: I32 = np.empty((8, self._longest), dtype=np.int32)
+        self.longest = int(total.max(initial=1))
+        self._ids: I64 = np.empty((8, self.longest), dtype=np.int64)
+        self._topics: I32 = np.empty((8, self.longest), dtype=np.int32)
         self._row: I32 = np.full(workload.num_seqs, -1, dtype=np.int32)
         self._free = list(range(8))[::-1]
 
@@ -135,7 +135,7 @@ class Content:
             had = len(self._ids)
             for name in ("_ids", "_topics"):
                 old = getattr(self, name)
-                new = np.empty((2 * had, self._longest), dtype=old.dtype)
+                new = np.empty((2 * had, self.longest), dtype=old.dtype)
                 new[:had] = old
                 setattr(self, name, new)
             self._free = list(range(had, 2 * had))[::-1]

@@ -145,12 +145,15 @@ class KernelMemory:
             self._edit(ADD, "lookups", event.orphans, 1)
 
     def _allocated(self, event: ev.BlocksAllocated) -> None:
-        slots = np.repeat(self._state.slot[event.seqs], event.counts)
-        first = np.repeat(event.first_logical - (np.cumsum(event.counts) - event.counts), event.counts)
-        logical = first + np.arange(len(event.blocks))
-        self._allocate(
-            {"reqs": np.stack([slots, logical], axis=1).astype(np.int32), "free_order": event.blocks}, event.blocks
-        )
+        slots: NDArray[Any] = self._state.slot[event.seqs]
+        logical: NDArray[Any] = event.first_logical
+        if len(event.blocks) > len(event.seqs):  # some get more than one
+            slots = np.repeat(slots, event.counts)
+            first = np.repeat(logical - (np.cumsum(event.counts) - event.counts), event.counts)
+            logical = first + np.arange(len(event.blocks))
+        reqs = np.empty((len(event.blocks), 2), dtype=np.int32)
+        reqs[:, 0], reqs[:, 1] = slots, logical
+        self._allocate({"reqs": reqs, "free_order": event.blocks}, event.blocks)
 
     def _allocate(self, arrays: dict[str, NDArray[Any]], expected: ev.I32) -> None:
         """A few blocks, as every other step needs, by a prepared program; more, or more than once a step, by a call."""

@@ -54,6 +54,25 @@ class Stopwatch:
     check_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Prepared:
+    """What the sequences that decode in a step send in, made in that step or, as it will be, in the one before."""
+
+    step: int
+    decoding: ev.I32
+    slots: ev.I32
+    lengths: ev.I32
+    rows: int
+    most: int  # blocks of any choice, rounded up
+    writing: bool
+    inputs: dict[str, NDArray[Any]]
+    sizes: Sizes
+
+    def fits(self, step: int, decoding: ev.I32, writing: bool, rows: int) -> bool:
+        """Whether it is for this step: the same array of sequences is the same set, each a token longer."""
+        return self.decoding is decoding and (self.step, self.writing, self.rows) == (step, writing, rows)
+
+
 @dataclass(frozen=True, slots=True)
 class PipelineConfig:
     """What runs: `mode` `decisions` leaves attention out; `attention` names its form; `verify` repeats on the host;
@@ -100,7 +119,10 @@ class KernelPipeline:
         self._verifying = self._watching = False
         self._unwritten: ev.I32 | None = None  # sequences that decode, whose tokens the step has still to write
         self._chosen: list[ev.BlocksSelected] = []
-        self._attended: tuple[Callable[[], Read], ev.I32] = dict, ev.EMPTY
+        self._kept: dict[int, tuple[ev.I32, ev.I32]] = {}  # by layer, counts and blocks as the kernel gave them
+        self._attended: Callable[[], Read] = dict
+        self._ahead: _Prepared | None = None
+        self._can_look_ahead = self.chooser.ranks_by in ("box", "mass")  # no orders or captured queries to be made
         self._begin(state.step)
 
     def _new_query(self) -> Held:
@@ -268,46 +290,56 @@ class KernelPipeline:
         attention still runs. `observed` has the events with what attention shows."""
         if not len(decoding):
             return []
-        state, bs, rows = self._state, self._engine.block_size, self.memory.num_rows
+        state, ahead = self._state, self._ahead
         sampled = self._config.quality == "sample" and state.step % SAMPLE_EVERY < 2  # two: one looks back at the other
         self._watching = self._config.quality == "full" or sampled
-        slots, lengths = state.slot[decoding], state.ctx[decoding]
+        writing, self._unwritten = self._unwritten is not None, None
+        if ahead is None or not ahead.fits(state.step, decoding, writing, self.memory.num_rows):
+            ahead = self._prepared(state.step, decoding, state.ctx[decoding], writing)
+        self._now = now = ahead
+
+        def program(calls: Calls) -> dict[str, Held]:
+            if writing:
+                self._writing(calls, now.rows)
+            return self._deciding(calls, now.most)
+
+        self.memory.flush()
+        key = ("decode", now.rows, now.most, self._verifying, self._watching, writing)
+        running = self.session.run(key, program, now.inputs, now.sizes)
+        chosen, layers = running.early(), range(self._model.num_layers)
+        self._chosen = [self._selected(now, layer, chosen) for layer in layers]
+        self._attended = running.rest
+        return self._chosen
+
+    def observed(self) -> list[ev.BlocksSelected]:
+        """The events of the last `step`, complete: waits for attention, and meanwhile prepares the next step."""
+        if not self._chosen:
+            return []
+        now, chosen, self._chosen = self._now, self._chosen, []
+        self._ahead, content = None, self.content
+        if self._can_look_ahead and isinstance(content, Content) and int(now.lengths.max()) < content.longest:
+            self._ahead = self._prepared(now.step + 1, now.decoding, now.lengths + 1, True)
+        found = self._attended()
+        return [self._with_attention(event, layer, now.slots, found) for layer, event in enumerate(chosen)]
+
+    def _prepared(self, step: int, decoding: ev.I32, lengths: ev.I32, writing: bool) -> _Prepared:
+        """What the decoding sequences send in, at these context lengths."""
+        slots, rows, bs = self._state.slot[decoding], self.memory.num_rows, self._engine.block_size
         seq_lens = np.zeros(rows, dtype=np.int32)
         seq_lens[slots] = lengths
         num_seq_blocks = -(-seq_lens // bs)
-        most = -(-self.chooser.most(int(num_seq_blocks.max())) // _ROOM) * _ROOM
+        inputs = {"seq_lens": seq_lens, "num_seq_blocks": num_seq_blocks}
+        inputs |= self._policy_inputs(decoding, slots, lengths)
         sizes: Sizes = {
             "rows": len(decoding),
             "blocks": int(num_seq_blocks.sum()),
             "held": int(lengths.sum()) * self._model.num_kv_heads,
         }
-        inputs = {"seq_lens": seq_lens, "num_seq_blocks": num_seq_blocks}
-        inputs |= self._policy_inputs(decoding, slots, lengths)
-        writing, self._unwritten = self._unwritten is not None, None
         if writing:
             inputs |= self._write_inputs_by_row(decoding, slots, seq_lens)
             sizes |= {"tokens": len(decoding), "written": len(decoding), "queries": len(decoding)}
-
-        def program(calls: Calls) -> dict[str, Held]:
-            if writing:
-                self._writing(calls, rows)
-            return self._deciding(calls, most)
-
-        self.memory.flush()
-        key = ("decode", rows, most, self._verifying, self._watching, writing)
-        running = self.session.run(key, program, inputs, sizes)
-        chosen, layers = running.early(), range(self._model.num_layers)
-        self._chosen = [self._selected(decoding, slots, layer, chosen, sizes) for layer in layers]
-        self._attended = running.rest, slots
-        return self._chosen
-
-    def observed(self) -> list[ev.BlocksSelected]:
-        """The events of the last `step`, complete: waits for attention."""
-        if not self._chosen:
-            return []
-        (rest, slots), chosen, self._chosen = self._attended, self._chosen, []
-        found = rest()
-        return [self._with_attention(event, layer, slots, found) for layer, event in enumerate(chosen)]
+        most = -(-self.chooser.most(int(num_seq_blocks.max())) // _ROOM) * _ROOM
+        return _Prepared(step, decoding, slots, lengths, rows, most, writing, inputs, sizes)
 
     def _policy_inputs(self, decoding: ev.I32, slots: ev.I32, lengths: ev.I32) -> dict[str, NDArray[Any]]:
         """By layer, for every row of the tables: captured queries, and what the policy ranks by besides the cache."""
@@ -513,18 +545,12 @@ class KernelPipeline:
         )
         return {name: outputs[name] for name in ("segments", "segment_range", "seq_segments")}
 
-    def _selected(
-        self,
-        decoding: ev.I32,
-        slots: ev.I32,
-        layer: int,
-        found: Mapping[str, NDArray[Any]],
-        sizes: Sizes,
-    ) -> ev.BlocksSelected:
+    def _selected(self, now: _Prepared, layer: int, found: Mapping[str, NDArray[Any]]) -> ev.BlocksSelected:
         """The event of what one layer chose, without what attention shows."""
-        of = {name: found[f"{layer}.{name}"] for name in ("selected", "count")}
-        count, selected = of["count"][slots], of["selected"][slots]
-        context, bs = self._state.ctx[decoding], self._engine.block_size
+        decoding, slots, context, sizes = now.decoding, now.slots, now.lengths, now.sizes
+        count, selected = (found[f"{layer}.{name}"][slots] for name in ("count", "selected"))
+        self._kept[layer] = count, selected
+        bs = self._engine.block_size
         read = tokens_of(selected, count, context, bs, self._model.num_kv_heads)
         sizes[f"read{layer}"] = read
         watched: dict[str, Any] = {}
@@ -556,28 +582,31 @@ class KernelPipeline:
             output_errors=ev.EMPTY_F32,
             tokens_read=read,
             tokens_held=sizes["held"],
-            **{"retained": ev.EMPTY_F32, **watched},
+            **{"retained": self._room_for_mass(len(decoding)), **watched},
         )
+
+    def _room_for_mass(self, num_seqs: int) -> ev.F32:
+        """Where the mass that a choice retained will stand, once both forms of attention are through."""
+        both = self._config.attention in ("query-aware", "all") or self.chooser.can_be_fused
+        if self._config.mode != "all" or self._config.attention in ("exact", "flash") or not both:
+            return ev.EMPTY_F32
+        return np.empty(num_seqs * self._model.num_heads, dtype=np.float32)
 
     def _with_attention(
         self, event: ev.BlocksSelected, layer: int, slots: ev.I32, found: Mapping[str, NDArray[Any]]
     ) -> ev.BlocksSelected:
-        """The event with the mass that the choice retained and the error of its output."""
-
-        def pair(name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-            full, part = (found[f"{layer}.{which}"][slots].astype(np.float64) for which in (name, f"{name}_selected"))
-            return full, part
-
+        """The event with the mass that the choice retained and, in a verified step, the error of its output."""
         if f"{layer}.fused_count" in found:
-            count, selected = (found[f"{layer}.fused_{name}"][slots] for name in ("count", "selected"))
-            chosen = count.ravel(), selected[selected >= 0]
-            if not all(map(np.array_equal, chosen, (event.counts, event.selected))):
+            fused = [found[f"{layer}.fused_{name}"][slots] for name in ("count", "selected")]
+            if not all(map(np.array_equal, fused, self._kept[layer])):
                 self._report("kernel", "the fused form chose other blocks than the separate kernels")
         if f"{layer}.lse" in found:
-            full, part = pair("lse")
-            event = replace(event, retained=np.exp(part - full).ravel().astype(np.float32))
+            full, part = (found[f"{layer}.{name}"][slots].astype(np.float64) for name in ("lse", "lse_selected"))
+            event.retained[:] = np.exp(part - full).ravel()
         if f"{layer}.output" in found:
-            dense, sparse = pair("output")
+            dense, sparse = (
+                found[f"{layer}.{name}"][slots].astype(np.float64) for name in ("output", "output_selected")
+            )
             error = np.linalg.norm(sparse - dense, axis=2) / np.maximum(np.linalg.norm(dense, axis=2), 1e-12)
             event = replace(event, output_errors=error.ravel().astype(np.float32))
         return event

@@ -42,6 +42,7 @@ class _Done:
     place: int
     sizes: Sizes
     us: float | None = None  # known already
+    told: CallTime | None = None
 
 
 class CudaSession:
@@ -343,10 +344,11 @@ class CudaSession:
         return program.rest
 
     def _time(self, done: list[_Done]) -> None:
-        """Ask for the times of calls that are over, those that are not known yet."""
+        """Tell of calls that are over, as if their status were good, those that nothing was told of yet."""
         for one in done:
-            if one.us is None:
-                one.us = self._device.elapsed_us(*one.span)
+            if one.told is None:
+                us = self._device.elapsed_us(*one.span) if one.us is None else one.us
+                one.told = CallTime(one.launch.kernel, us, one.launch.bytes_of(one.sizes), Status.OK)
 
     def _forget(self, program: Program) -> None:
         for address, pinned in program.close():
@@ -375,22 +377,18 @@ class CudaSession:
         self._flush()
         self._fetch_words()
         self._wait()
-        device = self._device
         self._time(self._done)
-        self._told += [
-            CallTime(
-                done.launch.kernel,
-                done.us or 0.0,
-                done.launch.bytes_of(done.sizes),
-                Status(word) if (word := int(done.words[done.place])) else Status.OK,
-            )
-            for done in self._done
-        ]
+        told = [one.told for one in self._done if one.told is not None]
+        if any(words.any() for words in (self._words[: self._words_used], *[p.words for p in self._started])):
+            told = [
+                call._replace(status=Status(int(one.words[one.place])))
+                for call, one in zip(told, self._done, strict=True)
+            ]
+            self._device.fill(self._status, 0, 4 * _STATUS_WORDS)
+            for program in self._started:
+                program.clear_words()
+        self._told += told
         self._done, self._over = [], 0
-        if self._words[: self._words_used].any():
-            device.fill(self._status, 0, 4 * _STATUS_WORDS)
-        for program in self._started:
-            program.clear_words()
         self._started = []
         self._events_used = self._words_used = self._words_read = 0
 
