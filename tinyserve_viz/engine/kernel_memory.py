@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,20 @@ from tinyserve_viz.engine.useful_bytes import copy_bytes
 from tinyserve_viz.kernels.defs.block_bookkeeping import ADD, EDITED, SET
 from tinyserve_viz.kernels.session import Calls, Given, Held, Session
 
-_FEW = 16  # blocks a step that are allocated by programs, one for each number
 COUNTERS = ("ref", "gen", "level", "freq", "hits", "lookups")
+_ALLOCATED = ("block_table", *COUNTERS, "history", "box")  # what an allocation changes
+_FEW = 8  # blocks that a step's program may allocate: there is one for each number
+_OTHER_BLOCKS = "block_allocation gave other blocks"
 Report = Callable[[str, str], None]
 """Called with an invariant and what is wrong with it."""
 Contents = tuple[NDArray[Any], NDArray[Any]]
+
+
+class _Allocation(NamedTuple):
+    """Blocks to be given out: inputs of `block_allocation`, and what it must answer."""
+
+    arrays: dict[str, NDArray[Any]]
+    expected: ev.I32
 
 
 class KernelMemory:
@@ -51,7 +60,7 @@ class KernelMemory:
         self.check_s = 0.0  # spent on comparing contents
         self._edits: dict[str, tuple[int, list[NDArray[Any]], list[NDArray[Any]]]] = {}
         self._expected: list[tuple[Callable[[], NDArray[Any]], NDArray[Any], str]] = []
-        self._has_allocated = False  # in this step
+        self._allocation: _Allocation | None = None  # comes before the edits
         self._after: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.SequenceAdmitted: self._admitted,
             ev.BlocksAllocated: self._allocated,
@@ -89,7 +98,12 @@ class KernelMemory:
         values.append(np.broadcast_to(np.asarray(value, dtype=np.int64), index.shape))
 
     def flush(self) -> None:
-        """Send the edits that wait."""
+        """Send what waits: an allocation, then the edits."""
+        if self._allocation is not None:
+            (arrays, expected), self._allocation = self._allocation, None
+            given: dict[str, Given] = {**arrays, **{name: self.held[name] for name in _ALLOCATED}}
+            outputs = self._session.call("block_allocation", given, 24 * len(expected))
+            self._expect(outputs["allocated"], expected, _OTHER_BLOCKS)
         if not self._edits:
             return
         parts = []
@@ -156,22 +170,29 @@ class KernelMemory:
         self._allocate({"reqs": reqs, "free_order": event.blocks}, event.blocks)
 
     def _allocate(self, arrays: dict[str, NDArray[Any]], expected: ev.I32) -> None:
-        """A few blocks, as every other step needs, by a prepared program; more, or more than once a step, by a call."""
-        count, changed = len(expected), ("block_table", *COUNTERS, "history", "box")
-        message = "block_allocation gave other blocks"
-        if count > _FEW or self._has_allocated:
-            outputs = self._call("block_allocation", 24 * count, arrays, *changed)
-            self._expect(outputs["allocated"], expected, message)
-            return
-        self._has_allocated = True
+        """A few blocks wait for `take_allocation`, until something else of the memory is wanted; more are a call."""
         self.flush()
+        self._allocation = _Allocation(arrays, expected)
+        if len(expected) > _FEW:
+            self.flush()
 
-        def program(calls: Calls) -> dict[str, Held]:
-            given = {name: calls.input(name) for name in arrays} | {name: self.held[name] for name in changed}
-            return {"allocated": calls.call("block_allocation", given, lambda _: 24 * count)["allocated"]}
+    def take_allocation(self) -> _Allocation | None:
+        """The blocks that are still to be allocated, if nothing else waits: the caller's program does it first."""
+        if self._edits:
+            self.flush()
+        taken, self._allocation = self._allocation, None
+        return taken
 
-        running = self._session.run(("allocate", self.num_rows, count), program, arrays, {})
-        self._expected.append((lambda: running.rest()["allocated"], expected, message))
+    def allocating(self, calls: Calls) -> Held:
+        """The call of a program whose inputs are those of an allocation; the blocks that were given."""
+        given = {name: calls.input(name) for name in ("reqs", "free_order")}
+        given |= {name: self.held[name] for name in _ALLOCATED}
+        return calls.call("block_allocation", given, lambda s: 24 * s["allocated"])["allocated"]
+
+    def check_allocation(self, allocation: _Allocation, found: NDArray[Any]) -> None:
+        """The blocks that the kernel gave must be those of the event."""
+        if not np.array_equal(found, allocation.expected):
+            self._report("kernel", _OTHER_BLOCKS)
 
     def _freed(self, event: ev.BlocksFreed) -> None:
         slots = np.repeat(self._state.slot[event.seqs], event.counts)
@@ -256,7 +277,6 @@ class KernelMemory:
             if not np.array_equal(found(), expected):
                 self._report("kernel", message)
         self._expected = []
-        self._has_allocated = False
 
     def _gather(self, tables: ev.I32) -> list[Contents]:
         """K and V that rows of these tables read, [layers][slots of the blocks][...] each; nothing unless checking."""

@@ -170,7 +170,6 @@ class KernelPipeline:
         """K and V of the step's tokens are made and go into the cache, and the boxes of their blocks widen."""
         state, bs = self._state, self._engine.block_size
         self.memory.match_rows()
-        self.memory.flush()
         rows = self.memory.num_rows
         if rows != self._query.shape[1]:
             self.session.drop(self._query)
@@ -179,6 +178,7 @@ class KernelPipeline:
         if num_decoding and not len(event.prefill_seqs) and not self._verifying:
             self._unwritten = event.decode_seqs  # in one program with what follows
             return
+        self.memory.flush()
         seqs = np.concatenate([event.decode_seqs, event.prefill_seqs])
         counts = np.concatenate([np.ones(num_decoding, dtype=np.int32), event.prefill_counts])
         slots, ends = state.slot[seqs], state.ctx[seqs]
@@ -298,15 +298,24 @@ class KernelPipeline:
             ahead = self._prepared(state.step, decoding, state.ctx[decoding], writing)
         self._now = now = ahead
 
+        allocation = self.memory.take_allocation() if writing else None
+        self.memory.flush()
+        inputs, num_allocated = now.inputs, 0
+        if allocation is not None:
+            inputs = {**inputs, **allocation.arrays}
+            num_allocated = now.sizes["allocated"] = len(allocation.expected)
+
         def program(calls: Calls) -> dict[str, Held]:
+            early = {"allocated": self.memory.allocating(calls)} if num_allocated else {}
             if writing:
                 self._writing(calls, now.rows)
-            return self._deciding(calls, now.most)
+            return self._deciding(calls, now.most, early)
 
-        self.memory.flush()
-        key = ("decode", now.rows, now.most, self._verifying, self._watching, writing)
-        running = self.session.run(key, program, now.inputs, now.sizes)
+        key = ("decode", now.rows, now.most, self._verifying, self._watching, writing, num_allocated)
+        running = self.session.run(key, program, inputs, now.sizes)
         chosen, layers = running.early(), range(self._model.num_layers)
+        if allocation is not None:
+            self.memory.check_allocation(allocation, chosen["allocated"])
         self._chosen = [self._selected(now, layer, chosen) for layer in layers]
         self._attended = running.rest
         return self._chosen
@@ -366,20 +375,20 @@ class KernelPipeline:
                 inputs[f"voters{layer}"] = voters
         return inputs
 
-    def _deciding(self, calls: Calls, most: int) -> dict[str, Held]:
+    def _deciding(self, calls: Calls, most: int, early: dict[str, Held]) -> dict[str, Held]:
         """The program of the decoding sequences: what is chosen and compared with, and attention over it.
 
-        Choices are read early: the host works on them while attention, which takes longest, still runs.
+        Choices are read `early`: the host works on them while attention, which takes longest, still runs.
         """
         lengths = {name: calls.input(name) for name in ("seq_lens", "num_seq_blocks")}
         made, layers = isinstance(self.content, Content), range(self._model.num_layers)
         queries = [self.session.part(self._query, at) if made else calls.input(f"query{at}") for at in layers]
         chosen = [self._choosing(calls, at, queries[at], lengths, most) for at in layers]
-        early = [
+        shown = [
             choice | (self._truth(calls, at, queries[at], lengths["seq_lens"]) if self._watching else {})
             for at, choice in enumerate(chosen)
         ]
-        calls.read_early(_by_layer(early))
+        calls.read_early(early | _by_layer(shown))
         return _by_layer([self._attending(calls, at, queries[at], lengths["seq_lens"], chosen[at]) for at in layers])
 
     def _mass(
@@ -597,8 +606,8 @@ class KernelPipeline:
     ) -> ev.BlocksSelected:
         """The event with the mass that the choice retained and, in a verified step, the error of its output."""
         if f"{layer}.fused_count" in found:
-            fused = [found[f"{layer}.fused_{name}"][slots] for name in ("count", "selected")]
-            if not all(map(np.array_equal, fused, self._kept[layer])):
+            fused = [found[f"{layer}.fused_{name}"] for name in ("count", "selected")]
+            if not all(map(np.array_equal, [one[slots] for one in fused], self._kept[layer])):
                 self._report("kernel", "the fused form chose other blocks than the separate kernels")
         if f"{layer}.lse" in found:
             full, part = (found[f"{layer}.{name}"][slots].astype(np.float64) for name in ("lse", "lse_selected"))

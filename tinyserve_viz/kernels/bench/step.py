@@ -123,7 +123,7 @@ def step(bench: Bench) -> Iterator[Work]:
 
     boxes = batch * held.shape[1] * model.num_kv_heads * (4 * model.head_dim + 4)
     around = 8 * batch * model.num_kv_heads * model.head_dim + 22 * num_blocks
-    label, side, other = f"{model.name} B={batch} L={length}", Side(bench.device), Side(bench.device)
+    label, side = f"{model.name} B={batch} L={length}", Side(bench.device)
 
     def row(impl: str, calls: Sequence[Call], num_bytes: int, budget: int = 0) -> Work:
         return Work(
@@ -136,18 +136,21 @@ def step(bench: Bench) -> Iterator[Work]:
     dense = attending("flash_paged_attention", listed.arrays, {})
     yield row(alone, [attending("flash_paged_attention", work_list(lens, workers), {})], whole)
     in_turn = [allocate, write, score, asked, choice, listed, dense, levels, free]
-    beside = [
-        allocate, side.fork(), side.on(asked), side.on(listed), write, score, side.join(),
-        side.fork(), side.on(choice), side.on(levels), dense, side.join(), free,
-    ]  # fmt: skip
-    ahead = [
-        allocate, side.fork(), other.fork(), side.on(asked), other.on(listed), write, other.join(),
-        other.fork(), side.after(other), side.on(score), side.on(choice), side.on(levels), dense, side.join(),
-        other.join(), free,
-    ]  # fmt: skip
-    yield row(f"dense, {len(in_turn)} kernels in turn", in_turn, boxes + whole + around)
-    yield row(f"dense, {len(in_turn)} kernels, choice beside attention", beside, boxes + whole + around)
-    yield row(f"dense, {len(in_turn)} kernels, score and choice beside attention", ahead, boxes + whole + around)
+    start = [allocate, side.fork(), side.on(asked), side.on(listed)]
+    forms = {
+        "choice beside attention": [
+            *start, write, score, side.join(), side.fork(), side.on(choice), side.on(levels), dense, side.join(), free,
+        ],
+        "choice behind attention's start": [
+            *start, write, score, side.join(), side.fork(), dense, side.on(choice), side.on(levels), side.join(), free,
+        ],
+        "score and choice behind attention's start": [
+            *start, write, side.join(), side.fork(), dense, side.on(score), side.on(choice), side.on(levels),
+            side.join(), free,
+        ],
+    }  # fmt: skip
+    for name, calls in forms.items():
+        yield row(f"dense, {len(in_turn)} kernels, {name}", calls, boxes + whole + around)
     for name, budget in (("30 % of the blocks", most), (f"{KEPT_TOKENS} tokens", KEPT_TOKENS // BLOCK_SIZE)):
         choice = choosing(budget)
         listed = balance(bench, lens, workers, kept=np.full(batch, budget, np.int32))
