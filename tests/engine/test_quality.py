@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.engine import captures
 from tests.engine.captures import DIM, HEADS, KV_HEADS, two_requests
@@ -143,6 +145,18 @@ def test_reuse_and_next_step_recall_look_back_one_step_and_no_further() -> None:
 def test_the_oracle_takes_the_greatest_mass_and_the_lower_block_of_equals() -> None:
     mass = np.array([[[0.1, 0.4, 0.4, 0.1], [0.25, 0.25, 0.25, 0.25]]], dtype=np.float32)
     assert oracle_choice(mass, np.array([[3, 2]])).tolist() == [[[True, True, True, False], [True, True, False, False]]]
+
+
+@given(st.data())
+def test_the_oracles_choice_is_that_of_a_stable_sort(data: st.DataObject) -> None:
+    width = data.draw(st.integers(1, 9))
+    rows = st.lists(st.sampled_from([0.0, 0.25, 0.5]), min_size=width, max_size=width)
+    mass = np.array([[data.draw(rows), data.draw(rows)]], dtype=np.float32)
+    kept = np.array([[data.draw(st.integers(0, width)), data.draw(st.integers(0, width))]])
+    expected = np.zeros(mass.shape, dtype=np.bool_)
+    for head in range(2):
+        expected[0, head, np.argsort(-mass[0, head], kind="stable")[: kept[0, head]]] = True
+    assert oracle_choice(mass, kept).tolist() == expected.tolist()
 
 
 def test_what_was_read_to_choose_depends_on_the_policy() -> None:

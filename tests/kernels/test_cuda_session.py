@@ -20,6 +20,7 @@ from tinyserve_viz.kernels.session import Session
 from tinyserve_viz.kernels.verified_session import VerifiedSession
 from tinyserve_viz.recording.recorder import Digest
 from tinyserve_viz.trace import read_trace
+from tinyserve_viz.trace.request import Request, Trace
 
 TRACES = data_folder("traces")
 
@@ -71,6 +72,46 @@ def test_steps_become_graphs_and_come_back_in_few_copies() -> None:
     assert device.counts["capture"] < 20
     # One copy with the status words a step, few others where a memory kernel's answer is looked at.
     assert device.counts["download"] < 2 * steps
+
+
+def test_a_warm_step_is_two_graphs_and_one_wait() -> None:
+    device = MemoryDevice()
+    header = prepare(Trace("t", "json", requests=(Request("r", 0, 20, 40),)), Settings(kernels="none"))
+    engine = Engine(header.workload, header.engine, header.rules, lambda _step, _event: None)
+    engine.kernels = KernelPipeline(
+        engine.state, header.engine, header.model, header.content, CudaSession(device), PipelineConfig(verify="off")
+    )
+    while engine.state.ctx[0] < 24:
+        engine.step()
+    before = device.counts.copy()
+    for _ in range(8):  # none of these starts a block
+        engine.step()
+    spent = device.counts - before
+    assert {name: spent[name] for name in ("replay", "synchronize", "wait", "upload", "launch", "capture")} == {
+        "replay": 16, "synchronize": 8, "wait": 8, "upload": 0, "launch": 0, "capture": 0,
+    }  # fmt: skip
+
+
+def test_choices_come_back_before_attention_has_run() -> None:
+    class Watching(MemoryDevice):
+        run: list[str]
+
+        def _run(self, kernel: Any, arguments: Any) -> None:
+            super()._run(kernel, arguments)
+            self.run.append(kernel.name)
+
+        def wait_for(self, event: list[float]) -> None:
+            self.run = []
+            super().wait_for(event)
+            assert "cache_selection" in self.run
+            assert "block_mass" in self.run
+            assert "flash_paged_attention" not in self.run
+
+    device = Watching()
+    device.run = []
+    _, events, _, _ = replay(device, steps=30, verify="off")
+    assert device.counts["wait"] > 20
+    assert "flash_paged_attention" in " ".join(e.names for e in events if isinstance(e, ev.KernelsTimed))
 
 
 def test_every_call_is_repeated_when_verified_and_a_wrong_answer_is_told() -> None:
