@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,24 @@ def test_what_cannot_be_drawn_is_one_line(
 ) -> None:
     assert main(["compare", QUICKSTART, "--quiet", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_replays_in_processes_give_what_replays_here_give(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--selection", "paper,random,oracle", "--ratio", "0.2,0.4", "--limit", "2"]
+    here = compared(capsys, *options, "--jobs", "1")
+    monkeypatch.setattr("tinyserve_viz.cli.play._WORTH_S", 0.0)
+    assert compared(capsys, *options, "--jobs", "2") == here
+    assert [entry["label"] for entry in here["configurations"]][:3] == ["paper, 0.2", "paper, 0.4", "random, 0.2"]
+
+
+def test_an_error_in_a_process_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tinyserve_viz.cli.play._WORTH_S", 0.0)
+    monkeypatch.setattr("tinyserve_viz.cli.play._play_here", os._exit)  # pickled by name: it ends the process
+    options = ["--selection", "paper,random,oracle", "--limit", "1", "--quiet", "--jobs", "2"]
+    assert main(["compare", QUICKSTART, *options]) == 2
+    assert capsys.readouterr() == (
+        "",
+        "tinyserve-viz: a process that replayed was ended, perhaps for lack of memory; --jobs 1 needs least of it\n",
+    )

@@ -13,6 +13,7 @@ from tinyserve_viz.kernels.decision_math import (
     decision_exp2,
     decision_log2,
     head_sum,
+    lane_dots,
     lane_sum,
     permille,
     reduce_group,
@@ -54,6 +55,17 @@ def test_a_lane_sum_of_an_array_is_that_of_each_row(length: int) -> None:
     values = np.random.default_rng(length).standard_normal((3, 4, length)).astype(F) * F(1e3)
     expected = [[oracle.warp_sum(row) for row in plane] for plane in values]
     assert np.array_equal(lane_sum(values), np.array(expected, F))
+
+
+@pytest.mark.parametrize("shape", [(0, 1, 64), (1, 0, 7), (3, 2, 32), (5, 3, 100), (2049, 2, 64)])
+def test_lane_dots_are_lane_sums_of_products_to_the_last_bit(shape: tuple[int, int, int]) -> None:
+    n, m, d = shape
+    rng = np.random.default_rng(n + d)
+    left, right = ((rng.standard_normal((rows, d)) * 10.0 ** rng.integers(-4, 4)).astype(F) for rows in (n, m))
+    left[:1, :2] = [np.inf, -0.0]
+    with np.errstate(all="ignore"):
+        expected = lane_sum(left * right[:, None])
+        assert np.array_equal(lane_dots(left, right).view(np.uint32), expected.view(np.uint32))
 
 
 def test_the_order_of_a_lane_sum_is_not_that_of_a_plain_sum() -> None:

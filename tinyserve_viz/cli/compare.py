@@ -33,6 +33,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     for axis in AXES:
         parser.add_argument(axis.option, type=axis.parse, metavar=axis.metavar, help=axis.help)
     _add_replay_arguments(parser)
+    parser.add_argument(
+        "--jobs",
+        type=whole_number(1),
+        metavar="N",
+        help="processes for the replays (default: one a core, where the first replay shows that it pays)",
+    )
     parser.add_argument("--fail-on-diff", action="store_true", help="exit code 1 when any decision differs")
     parser.add_argument(
         "--plot", metavar="OUT", help="where selections are compared: draw mass kept against bytes into OUT.png, .svg, "
@@ -99,7 +105,7 @@ def _replaying(args: argparse.Namespace) -> list[str]:
     _add_replay_arguments(parser)
     usual = {name: value for name, value in vars(parser.parse_args([])).items() if name != "trace"}
     given = [f"--{name.replace('_', '-')}" for name, value in usual.items() if getattr(args, name) != value]
-    return given + (["--plot"] if args.plot is not None else [])
+    return given + [f"--{name}" for name in ("plot", "jobs") if getattr(args, name) is not None]
 
 
 def _expect_recordings(first: Path | None, second: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tinyserve_viz import __version__
 from tinyserve_viz.analysis.metrics import Metrics
@@ -37,6 +38,7 @@ from tinyserve_viz.kernels.copy_bandwidth import host_copy_bandwidth
 from tinyserve_viz.kernels.numpy_backend import NumpyBackend
 from tinyserve_viz.kernels.parameters import PARAMETERS
 from tinyserve_viz.kernels.session import Session
+from tinyserve_viz.kernels.shared_session import SharedResults, SharedSession
 from tinyserve_viz.kernels.verified_session import VerifiedSession
 from tinyserve_viz.recording.header import Header
 from tinyserve_viz.recording.prefix_ids import encode_prefix_ids
@@ -254,8 +256,11 @@ def run_replay(
     extra_sinks: tuple[Sink, ...] = (),
     progress: Progress | None = None,
     should_stop: Callable[[], bool] | None = None,
+    shared: SharedResults | None = None,
 ) -> dict[str, Any]:
     """Replay the workload of `header` from start to end; returns the summary, which the recording then holds too.
+
+    `shared` is what replays of the same trace and content, in blocks of the same size, have in common.
 
     Raises:
         RecordingError: `record` exists or cannot be written.
@@ -279,7 +284,7 @@ def run_replay(
     session: Session | None = None
     with ExitStack() as stack:
         if origin["kernels_run"] != "none":
-            session = open_session(header)
+            session = open_session(header) if shared is None else _sharing(header, engine.state, shared)
             stack.callback(session.close)
             found: dict[str, Any] = {"num_workers": session.num_workers}
             if session.copy_gb_per_s is not None:
@@ -327,6 +332,19 @@ def run_replay(
         if recorder is not None and not stopped:
             recorder.finish(json.dumps(summary).encode())
     return summary
+
+
+def _sharing(header: Header, state: CacheState, shared: SharedResults) -> Session:
+    """A session on NumPy that takes from `shared` what an earlier replay worked out."""
+
+    def batch(lengths: NDArray[np.int32]) -> bytes:
+        """The sequences in the rows with a length."""
+        placed = np.flatnonzero(state.slot >= 0)
+        in_row = np.full(len(lengths), -1, dtype=np.int64)
+        in_row[state.slot[placed]] = placed
+        return in_row[lengths > 0].tobytes()
+
+    return SharedSession(NumpyBackend(), header.origin["device"], shared, batch)
 
 
 def _stepped(engine: Engine, record: Path | None) -> bool:

@@ -24,6 +24,7 @@ from tinyserve_viz.core.config import (
 
 if TYPE_CHECKING:
     from tinyserve_viz.analysis.first_decision import DecisionKeys, DifferingDecision
+    from tinyserve_viz.cli.session import Settings
     from tinyserve_viz.recording.header import Header
     from tinyserve_viz.trace import Trace
 
@@ -138,6 +139,7 @@ def run(args: argparse.Namespace) -> int:
     from tinyserve_viz.analysis.side_by_side import as_dict
     from tinyserve_viz.cli.main import UsageError
     from tinyserve_viz.cli.outputs import check_output
+    from tinyserve_viz.cli.play import play_all
     from tinyserve_viz.cli.plot import form_of, rendered
     from tinyserve_viz.core.config import as_dict as as_fields
     from tinyserve_viz.core.errors import ConfigError
@@ -163,7 +165,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("tinyserve-viz compare: --force replaces what --plot writes, which is not given; see --help")
     check_output(args.plot, args.force)
     trace = load_trace(args)
-    played = [_play(trace, configuration, args) for configuration in chosen]
+    headers = _prepared(trace, chosen, args)
+    replays = play_all([one.label for one in chosen], headers, args.jobs, args.quiet)
+    played = [Played(*parts) for parts in zip(chosen, headers, *zip(*replays, strict=True), strict=True)]
     first = played[0]
     differences = differing_decisions(first, played[1:])
     labels = [one.configuration.label for one in played]
@@ -220,15 +224,10 @@ def _kernels(args: argparse.Namespace) -> str:
     return str(args.kernels or ("all" if selects else "none"))
 
 
-def _play(trace: Trace, configuration: Configuration, args: argparse.Namespace) -> Played:
-    from contextlib import ExitStack
+def _settings(configuration: Configuration, args: argparse.Namespace) -> Settings:
+    from tinyserve_viz.cli.session import Settings
 
-    from tinyserve_viz.analysis.first_decision import DecisionKeys
-    from tinyserve_viz.cli.progress import progress_bar
-    from tinyserve_viz.cli.session import ALL_KERNELS_UP_TO_TOKENS, Settings, num_tokens, prepare_as_told, run_replay
-    from tinyserve_viz.core.errors import ConfigError
-
-    settings = Settings(
+    return Settings(
         engine=configuration.engine,
         content=content_of(args),
         profile=args.profile,
@@ -239,20 +238,22 @@ def _play(trace: Trace, configuration: Configuration, args: argparse.Namespace) 
         # What was lost needs the dense form and the selected one, no other.
         attention="query-aware" if _kernels(args) == "all" else None,
     )
-    header = prepare_as_told(trace, settings)
-    large = num_tokens(header.workload) > ALL_KERNELS_UP_TO_TOKENS
-    if settings.kernels == "all" and args.kernels is None and large and header.origin["backend"] == "numpy":
+
+
+def _prepared(trace: Trace, chosen: Sequence[Configuration], args: argparse.Namespace) -> list[Header]:
+    """What is known before the first replay; refuses what would take hours unless it was insisted on."""
+    from tinyserve_viz.cli.session import ALL_KERNELS_UP_TO_TOKENS, num_tokens, prepare_as_told
+    from tinyserve_viz.core.errors import ConfigError
+
+    headers = [prepare_as_told(trace, _settings(configuration, args)) for configuration in chosen]
+    tokens = num_tokens(headers[0].workload)
+    insisted = args.kernels is not None or tokens <= ALL_KERNELS_UP_TO_TOKENS
+    if _kernels(args) == "all" and not insisted and headers[0].origin["backend"] == "numpy":
         raise ConfigError(
-            f"{trace.name} has {num_tokens(header.workload):,} tokens; comparing selections runs every kernel on the "
-            f"NumPy reference, which takes hours from {ALL_KERNELS_UP_TO_TOKENS:,} on: use --limit N, or insist with "
-            "--kernels all"
+            f"{trace.name} has {tokens:,} tokens; comparing selections runs every kernel on the NumPy reference, which "
+            f"takes hours from {ALL_KERNELS_UP_TO_TOKENS:,} on: use --limit N, or insist with --kernels all"
         )
-    keys = DecisionKeys()
-    with ExitStack() as stack:
-        title = f"replay {configuration.label}"
-        progress = None if args.quiet else stack.enter_context(progress_bar(title))
-        summary = run_replay(header, extra_sinks=(keys.add,), progress=progress)
-    return Played(configuration, header, summary, keys)
+    return headers
 
 
 def differing_decisions(first: Played, others: Sequence[Played]) -> list[DifferingDecision | None]:

@@ -392,10 +392,18 @@ class KernelPipeline:
         return _by_layer([self._attending(calls, at, queries[at], lengths["seq_lens"], chosen[at]) for at in layers])
 
     def _mass(
-        self, calls: Calls, layer: int, query: Held, seq_lens: Held, heads: int, queries: int, **more: Held
+        self,
+        calls: Calls,
+        layer: int,
+        query: Held,
+        seq_lens: Held,
+        heads: int,
+        queries: int,
+        reduction: str,
+        **more: Held,
     ) -> dict[str, Held]:
         """Attention mass of every block for `heads` heads, of `queries` queries a row and query head."""
-        model, reduction = self._model, self.chooser.reduction
+        model = self._model
         return calls.call(
             "block_mass",
             {
@@ -415,7 +423,8 @@ class KernelPipeline:
         """What a choice is compared with: mass and largest logit of every block, for every query head."""
         heads = self._model.num_heads
         peak = calls.new((query.shape[0], heads, self.memory.held["block_table"].shape[1]), "float32")
-        return self._mass(calls, layer, query, seq_lens, heads, 1, block_peak=peak)
+        # A mass for every query head: nothing is reduced.
+        return self._mass(calls, layer, query, seq_lens, heads, 1, "mean", block_peak=peak)
 
     def _ranking(self, calls: Calls, layer: int, query: Held, lengths: Mapping[str, Held], box: Held) -> Held:
         """What the policy ranks the blocks by, float32 [rows][num_kv_heads][blocks]."""
@@ -423,10 +432,10 @@ class KernelPipeline:
         if chooser.ranks_by == "order":
             return calls.input(f"order{layer}")
         if chooser.ranks_by == "mass":
-            return self._mass(calls, layer, query, lengths["seq_lens"], heads, 1)["block_mass"]
+            return self._mass(calls, layer, query, lengths["seq_lens"], heads, 1, chooser.reduction)["block_mass"]
         if chooser.ranks_by == "window":
             voters, voted = calls.input(f"voters{layer}"), calls.input("voted")
-            return self._mass(calls, layer, voters, voted, heads, chooser.window)["block_mass"]
+            return self._mass(calls, layer, voters, voted, heads, chooser.window, chooser.reduction)["block_mass"]
         return box
 
     def _choosing(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 LANES = 32
+_DOTS_AT_ONCE = 2048  # 256 KiB of lanes: they stay in a core's L2 cache
 
 # 2**f - 1 = f·(c0 + f·(c1 + …)) on [-1/2, 1/2], Chebyshev fit, largest relative error of the polynomial 3e-9.
 EXP2_COEFFICIENTS = tuple(
@@ -57,6 +58,30 @@ def lane_sum(values: F32) -> F32:
         lanes = lanes[..., :width] + lanes[..., width : 2 * width]
     total: F32 = lanes[..., 0] + np.float32(0)
     return total
+
+
+def lane_dots(left: F32, right: F32) -> F32:
+    """Dot products [m][n] of `right` [m][d] with `left` [n][d]: lane_sum(left[n] · right[m]), to the last bit.
+
+    Lanes run across memory, so that every operation is over all of `left` at once.
+    """
+    (num, length), rows = left.shape, max(1, -(-left.shape[1] // LANES))
+    across, factors = np.zeros((rows * LANES, num), np.float32), np.zeros((len(right), rows * LANES), np.float32)
+    across[:length], factors[:, :length] = left.T, right
+    by_row, by_factor = across.reshape(rows, LANES, num), factors.reshape(-1, rows, LANES, 1)
+    dots: F32 = np.empty((len(right), num), np.float32)
+    for first in range(0, num, _DOTS_AT_ONCE):
+        some = by_row[:, :, first : first + _DOTS_AT_ONCE]
+        lanes, product = np.empty_like(some[0]), np.empty_like(some[0])
+        for factor, dot in zip(by_factor, dots[:, first : first + _DOTS_AT_ONCE], strict=True):
+            np.multiply(some[0], factor[0], out=lanes)
+            for row in range(1, rows):
+                lanes += np.multiply(some[row], factor[row], out=product)
+            for width in (16, 8, 4, 2):
+                lanes[:width] += lanes[width : 2 * width]
+            np.add(lanes[0], lanes[1], out=dot)
+    dots += np.float32(0)
+    return dots
 
 
 def head_sum(values: F32, axis: int) -> F32:

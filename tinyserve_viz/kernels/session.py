@@ -164,8 +164,11 @@ class HostSession:
         self._done: list[tuple[str, float, int | BytesOf, Sizes, Status]] = []
 
     def hold(self, array: NDArray[Any]) -> Held:
-        """A copy."""
-        return self._held(array.copy())
+        """A copy; of zeros none is made, so that a pool costs the memory of the blocks in use."""
+        copy = np.zeros(array.shape, array.dtype)
+        if np.ascontiguousarray(array).reshape(-1).view(np.uint8).any():
+            copy[...] = array
+        return self._held(copy)
 
     def _held(self, array: NDArray[Any]) -> Held:
         return Held(array.shape, str(array.dtype), array)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyserve_viz.kernels.decision_math import F32, LOG2_E, decision_exp2, lane_sum, reduce_group
+from tinyserve_viz.kernels.decision_math import F32, LOG2_E, decision_exp2, lane_dots, lane_sum, reduce_group
 from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Scalar, Status
 from tinyserve_viz.kernels.defs.block_scoring import REDUCTION, SCORING_HEADS
 from tinyserve_viz.kernels.defs.paged_attention import GROUPED
 from tinyserve_viz.kernels.layout import F16, POOL, blocks_of
 from tinyserve_viz.kernels.paging import resident
 
-_PER_CHUNK = 1 << 21  # products made at once: 8 MiB of fp32, so that a long context does not fill the memory
+_PER_CHUNK = 1 << 21  # logits made at once: 8 MiB of fp32, so that a long context does not fill the memory
 
 
 def reference(
@@ -45,17 +45,17 @@ def reference(
         part = slice(bounds[seq], bounds[seq + 1])
         if part.start == part.stop:
             continue
-        keys = blocks_of(key_cache, held.block[part]).astype(np.float32)
+        keys = np.moveaxis(blocks_of(key_cache, held.block[part]), 2, 0).astype(np.float32)  # [kv heads][blocks]…
         valid = np.arange(size) < held.tokens[part, None]
         mass: F32 = np.zeros((num_kv_heads, num_heads // num_kv_heads, block_table.shape[1]), np.float32)
-        peaks: F32 = np.empty((num_kv_heads, mass.shape[1], len(keys)), np.float32)
+        peaks: F32 = np.empty((num_kv_heads, mass.shape[1], keys.shape[1]), np.float32)
         q = query[seq].reshape(num_kv_heads, -1, head_dim).astype(np.float32)
-        together = max(1, min(num_kv_heads, _PER_CHUNK // (len(keys) * size * head_dim * q.shape[1])))
+        together = max(1, min(num_kv_heads, _PER_CHUNK // (keys.shape[1] * size * q.shape[1])))
         for first in range(0, num_kv_heads, together):
             some = slice(first, first + together)
-            logits = lane_sum(keys[:, :, some, None] * q[some]) * scale  # [blocks][slots][kv heads][group]
-            by_head = np.moveaxis(logits.reshape(*logits.shape[:2], -1), 2, 0)
-            parts, tops, flags = _shares(by_head, valid)
+            dots = [lane_dots(k.reshape(-1, head_dim), group) for k, group in zip(keys[some], q[some], strict=True)]
+            logits = np.concatenate(dots).reshape(-1, keys.shape[1], size) * scale
+            parts, tops, flags = _shares(logits, valid)
             status |= flags
             peaks[some] = tops.reshape(peaks[some].shape)
             mass[some][:, :, held.logical[part]] = parts.reshape(peaks[some].shape)
