@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(text)
     elif args.markdown:
-        print("\n".join([_title(found), "", *markdown(found["rows"], pairs)]))
+        print("\n".join([_title(found), "", *markdown(found["rows"], pairs, [name for name, _ in others])]))
     elif others:
         print("\n" + "\n".join(table(pairs, found, others)))
     failed = [row for row in found["rows"] if "error" in row]

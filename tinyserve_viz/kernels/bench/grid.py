@@ -56,8 +56,8 @@ def decode_shapes(model: Model, grid: str) -> list[tuple[str, list[int]]]:
 
 def sparse_shapes(grid: str) -> list[tuple[Model, int, int]]:
     """(model, batch, context) of what selection is timed at; 2,048 tokens of each sequence are kept."""
-    quick = [(LLAMA3_8B, 1, 131_072), (LLAMA3_8B, 16, 32_768)]
-    return quick if grid == "quick" else [*quick, (LLAMA3_8B, 1, 32_768), (LLAMA3_8B, 64, 4096), (LLAMA2_7B, 1, 32_768)]
+    quick = [(LLAMA3_8B, batch, length) for batch in (1, 16) for length in (32_768, 131_072)]
+    return quick if grid == "quick" else [*quick, (LLAMA3_8B, 64, 4096), (LLAMA2_7B, 1, 32_768)]
 
 
 KEPT_TOKENS = 2048
@@ -94,9 +94,9 @@ def analysis_rows(grid: str) -> tuple[int, ...]:
 
 def pool_sizes(grid: str) -> tuple[int, ...]:
     """Blocks of the pools whose upkeep is timed."""
-    return (1 << 20,) if grid == "quick" else (1 << 16, 1 << 20)
+    return (8192, 1 << 20) if grid == "quick" else (8192, 1 << 16, 1 << 20)
 
 
 def request_counts(grid: str) -> tuple[int, ...]:
     """Blocks asked for at once."""
-    return (1000, 100_000) if grid == "quick" else (1, 1000, 10_000, 100_000)
+    return (64, 1024, 100_000) if grid == "quick" else (1, 64, 1024, 10_000, 100_000)

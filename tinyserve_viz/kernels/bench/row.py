@@ -6,10 +6,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tinyserve_viz import __version__
 from tinyserve_viz.core.errors import TinyserveError
+
+if TYPE_CHECKING:
+    from tinyserve_viz.kernels.bench.against import Ratio
 
 Row = dict[str, Any]
 
@@ -74,20 +77,23 @@ def read_bench(path: Path) -> dict[str, Any]:
     return found
 
 
-def markdown(rows: Sequence[Row], pairs: Sequence[Any]) -> Iterator[str]:
-    """A table of the rows; with pairs (`against.Ratio`), the fastest of the others and the ratio beside each."""
-    beside = " others' fastest | µs | theirs / ours |" if pairs else ""
+def markdown(rows: Sequence[Row], pairs: Sequence[Ratio], sources: Sequence[str] = ()) -> Iterator[str]:
+    """A table of the rows; beside each, from each of the `sources` of pairs, the fastest row and the ratio to it."""
+    beside = "".join(f" fastest of {source} | µs | theirs / ours |" for source in sources)
     yield f"| operation | by | shape | µs | GB/s | % of copy |{beside}"
-    yield "| --- | --- | --- | --- | --- | --- |" + (" --- | --- | --- |" if pairs else "")
+    yield "| --- | --- | --- | --- | --- | --- |" + " --- | --- | --- |" * len(sources)
     for row in rows:
         start = f"| {row['op']} | {row['impl']} | {row['shape']} |"
         if "error" in row:
-            yield f"{start} not timed: {row['error']} | | |" + (" | | |" if pairs else "")
+            yield f"{start} not timed: {row['error']} | | |" + " | | |" * len(sources)
             continue
-        rate = f"{row['gbs']:.0f} | {row['pct_copy']:.0f}" if row.get("gbs") is not None else " | "
-        same = [pair for pair in pairs if (pair.op, pair.shape, pair.ours) == (row["op"], row["shape"], row["impl"])]
-        best = min(same, key=lambda pair: float(pair.their_us), default=None)
-        theirs = f" {best.theirs} | {best.their_us:.1f} | {best.ratio:.2f} |" if best else " | | |" if pairs else ""
+        rate = f"{row['gbs']:.0f} | {row['pct_copy']:.0f}" if row.get("gbs") is not None else "|"
+        theirs = ""
+        for source in sources:
+            key = (row["op"], row["shape"], row["impl"], source)
+            same = [pair for pair in pairs if (pair.op, pair.shape, pair.ours, pair.source) == key]
+            best = min(same, key=lambda pair: pair.their_us, default=None)
+            theirs += f" {best.theirs} | {best.their_us:.1f} | {best.ratio:.2f} |" if best else " | | |"
         yield f"{start} {row['us']:.1f} | {rate} |{theirs}"
 
 

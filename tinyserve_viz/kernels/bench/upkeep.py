@@ -76,7 +76,7 @@ def allocation(bench: Bench) -> Iterator[Work]:
                     bench, "release", "block_deallocation", shape, "block_deallocation", _allocated(arrays), {},
                     "block_table", "ref", facts=facts,
                 )  # fmt: skip
-            if bench.wants("advanced_block_allocation") and count <= 10_000:
+            if bench.wants("advanced_block_allocation"):
                 yield _advanced(bench, shape, state, count, num_blocks, facts)
     if bench.wants("block_allocation"):
         for held in (0.0, 0.9):
