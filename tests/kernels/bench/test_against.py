@@ -141,7 +141,8 @@ def test_markdown_has_the_fastest_of_each_other_file_beside_each_row(
         "| kv-write | fused_reshape_and_block_write | llama3-8b B=64 new=1 ctx=1024 | 2.0 | 100 | 50 | flashinfer-NHD "
         "| 3.0 | 1.50 | fused_reshape_and_block_write | 2.0 | 1.00 |",
         "| top-k | cache_selection | rows=32 n=8192 k=128 fp32 | 8.0 | 100 | 50 | | | | cache_selection | 8.0 | 1.00 |",
-        "| step | exact, 5 kernels | llama3-8b B=64 L=4096 | 400.0 | 100 | 50 | | | | exact, 5 kernels | 400.0 | 1.00 |",
+        "| step | exact, 5 kernels | llama3-8b B=64 L=4096 | 400.0 | 100 | 50 | | | "
+        "| exact, 5 kernels | 400.0 | 1.00 |",
     ]
     assert main(["kernels", "bench", "--from", files[0], "--markdown"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == (
