@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tinyserve_viz.analysis.claim import CLAIMED, MEASURED, NOT_MEASURED, interval
-from tinyserve_viz.cli.claims import memory, selection
+from tinyserve_viz.analysis.claim import CLAIMED, COUNTED, MEASURED, NOT_MEASURED, interval
+from tinyserve_viz.cli.claims import memory, reference, selection, speed
 from tinyserve_viz.cli.claims.counting import Ask, imbalance
 from tinyserve_viz.cli.claims.table import CLAIMS
 from tinyserve_viz.cli.claims.timed import Timed
@@ -152,6 +152,30 @@ def test_a_bench_file_fills_the_measured_rows_and_marks_what_is_beyond_its_ceili
     assert "the bench files have no such row" in missing["definition"]
     in_order = next(n for n in numbers_of(found, "fragmentation") if n["name"].startswith("attention, in order"))
     assert (in_order["value"], in_order["on"]) == (1.25, "NVIDIA H100 80GB HBM3")
+
+
+def test_without_a_gpu_references_are_timed_and_say_so() -> None:
+    asked = Ask((), 1, 2, Timed(), quiet=True)
+    pages = reference.pages(asked, length=128)
+    assert [number.name for number in pages] == [f"NumPy reference, page {size}" for size in (4, 8, 16, 32, 64)]
+    for numbers in (pages, speed.fused_write(asked)[0]):
+        timed = [number for number in numbers if number.name.startswith("NumPy reference")]
+        assert all(number.mark == COUNTED and number.unit == "ms" and number.value for number in timed)
+        assert all("no kernel time" in number.definition for number in timed)
+
+
+def test_a_bench_file_fills_page_sizes_and_writes_apart_and_no_reference_is_timed(tmp_path: Path) -> None:
+    rows = [
+        {"op": "kv-write-apart", "impl": impl, "shape": "B=64 new=1", "us": us, "bytes": 10, "provenance": "measured"}
+        for impl, us in (("one launch", 4.0), ("reshape, then write", 6.0))
+    ]
+    path = tmp_path / "h100.json"
+    path.write_text(json.dumps({**BENCH, "rows": rows}))
+    numbers, verdict = speed.fused_write(Ask((), 1, 2, Timed([path]), quiet=True))
+    ratio = next(number for number in numbers if number.name == "one launch over two, B=64 new=1")
+    assert (ratio.value, ratio.mark) == (1.5, MEASURED)
+    assert "one launch over two: 1.50× on NVIDIA H100 80GB HBM3" in verdict
+    assert not [number for number in numbers if number.name.startswith("NumPy")]
 
 
 def test_the_text_has_legend_claims_and_verdicts(capsys: pytest.CaptureFixture[str]) -> None:

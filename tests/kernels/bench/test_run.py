@@ -13,7 +13,18 @@ import pytest
 
 from tests.kernels.bench.host_gpu import Driver, HostGpu, HostGraph
 from tinyserve_viz.kernels import KERNELS
-from tinyserve_viz.kernels.bench import attention, comparisons, grid, movement, run, selection, step, timing, upkeep
+from tinyserve_viz.kernels.bench import (
+    attention,
+    comparisons,
+    grid,
+    movement,
+    pages,
+    run,
+    selection,
+    step,
+    timing,
+    upkeep,
+)
 from tinyserve_viz.kernels.bench.row import line
 
 SMALL = grid.Model("small", 4, 2, 32)
@@ -45,7 +56,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> HostGpu:
     monkeypatch.setattr(selection, "MASS", (2, 96))
     monkeypatch.setattr(movement, "write_shapes", lambda _grid: [(SMALL, 3, 1, 20), (SMALL, 2, 40, 40)])
     monkeypatch.setattr(movement, "copy_shapes", lambda _grid: [(SMALL, 6)])
-    for module in (upkeep, comparisons):
+    monkeypatch.setattr(pages, "SHAPES", ((2, 128),))
+    for module in (upkeep, comparisons, pages):
         monkeypatch.setattr(module, "LLAMA3_8B", SMALL)
     monkeypatch.setattr(comparisons, "LAYOUT", [64, 64])
     monkeypatch.setattr(comparisons, "SKEWED", [200, 8, 8])
@@ -73,7 +85,7 @@ def test_every_kernel_has_a_row_and_every_row_is_checked(host: HostGpu) -> None:
     assert ops == {
         "decode", "page-score", "sparse-decode", "top-k", "query-analysis", "block-mass", "allocation", "release",
         "fork", "bookkeeping", "adaptive", "compaction-plan", "fragmentation", "work-list", "content", "step",
-        "decode-layout", "decode-lists", "copy-apart",
+        "decode-layout", "decode-lists", "copy-apart", "kv-write-apart", "page-size",
         "kv-write", "block-copy", "compaction-move",
     }  # fmt: skip
     assert found["left_out"] == ["decode small B=64 L=1024: takes 4096 blocks, 128 fit in the memory"]
@@ -202,7 +214,7 @@ def test_rows_that_the_memory_does_not_hold_are_left_out_and_named(
     names = {reason.split(":")[0].split(",")[0].split(" small")[0].split(" B=")[0] for reason in found["left_out"]}
     assert names == {
         "decode", "sparse-decode", "block-mass", "step", "kv-write", "copies or moves", "copy-apart",
-        "query-analysis tokens=5",
+        "query-analysis tokens=5", "page-size",
     }  # fmt: skip
     assert "sparse-decode small B=2 L=256: takes 32 blocks, 4 fit in the memory" in found["left_out"]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyserve_viz.analysis.claim import Number, counted, interval
+from tinyserve_viz.cli.claims import reference
 from tinyserve_viz.cli.claims.counting import Ask
 from tinyserve_viz.cli.claims.timed import in_words
 from tinyserve_viz.cli.session import Settings, prepare, run_replay
@@ -182,7 +183,9 @@ def page_size(ask: Ask) -> Found:
             kept[content, size] = mass[0]
             numbers += _number(f"mass kept, blocks of {size}", mass, "%", _MASS, on)
             numbers += _number(f"output error, blocks of {size}", error, "", "mean |selected − full| / |full|", on)
-    numbers += ask.timed.missing("latency by page size", "attention time at each block size")
+    numbers += ask.timed.times("page-size", "", "latency")
+    if not ask.timed.rows:
+        numbers += reference.pages(ask)
     falls = kept["topics", 4] > kept["topics", 64]
     return numbers, (
         f"on topics the mass kept {'falls' if falls else 'does not fall'} from {100 * kept['topics', 4]:.0f} % at 4 to "

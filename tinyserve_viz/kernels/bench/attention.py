@@ -109,9 +109,11 @@ def worker_counts(device: Device, model: Model) -> list[int]:
     return list(dict.fromkeys(max(1, count) for count in counts))
 
 
-def work_list(lens: I32, workers: int, kept: I32 | None = None, mode: str = "even-blocks") -> Inputs:
+def work_list(
+    lens: I32, workers: int, kept: I32 | None = None, mode: str = "even-blocks", block_size: int = BLOCK_SIZE
+) -> Inputs:
     """The list that dynamic_workload_balancing makes; `kept` blocks of each sequence only."""
-    sizes = {"num_workers": workers, "max_segments": workers + len(lens), "block_size": BLOCK_SIZE, "mode": mode}
+    sizes = {"num_workers": workers, "max_segments": workers + len(lens), "block_size": block_size, "mode": mode}
     kernel = kernel_named("dynamic_workload_balancing")
     made = NumpyBackend().run(kernel, {"seq_lens": lens} | ({} if kept is None else {"kept": kept}), sizes)
     return {name: made[name] for name in ("segments", "segment_range", "seq_segments")}
@@ -169,12 +171,13 @@ def check_attention(bench: Bench, model: Model, call: Call, lens: I32) -> float:
 
 
 def attend(
-    keys: Noise, values: Noise, model: Model, query: NDArray[np.float16], blocks: I32, length: int, kv_head: int
+    keys: Noise, values: Noise, model: Model, query: NDArray[np.float16], blocks: I32, length: int, kv_head: int,
+    block_size: int = BLOCK_SIZE,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Output [group][head_dim] and log-sum-exp [group] of one KV head over the first `length` tokens, in float64."""
     token = np.arange(length)
-    block, slot = blocks[token // BLOCK_SIZE].astype(np.int64), token % BLOCK_SIZE
-    starts = ((block * BLOCK_SIZE + slot) * model.num_kv_heads + kv_head) * model.head_dim
+    block, slot = blocks[token // block_size].astype(np.int64), token % block_size
+    starts = ((block * block_size + slot) * model.num_kv_heads + kv_head) * model.head_dim
     k, v = (noise.rows(starts, model.head_dim).astype(np.float64) for noise in (keys, values))
     scores = query.astype(np.float64) @ k.T * np.float64(np.float32(model.head_dim**-0.5))
     top = scores.max(axis=1, keepdims=True)

@@ -21,13 +21,14 @@ from tinyserve_viz.kernels.bench.attention import (
 )
 from tinyserve_viz.kernels.bench.device import Device, DeviceArray, DeviceCall
 from tinyserve_viz.kernels.bench.grid import BLOCK_SIZE, LLAMA3_8B, Model
-from tinyserve_viz.kernels.bench.movement import block_label, check_copies, pools_of
+from tinyserve_viz.kernels.bench.movement import block_label, check_copies, pools_of, writings
 from tinyserve_viz.kernels.bench.work import Bench, Call, Work
 
 LAYOUT = [4096] * 64
 SKEWED = [65_536] + [1024] * 31
 MODES = ("per-seq", "even-blocks", "lpt")  # the first is what the others are compared with
 COPIES = (16, 256)
+_TWO_LAUNCHES = "reshape, then write"
 _SCATTERED, _IN_ORDER = "blocks scattered", "blocks in order"
 
 
@@ -99,6 +100,22 @@ class Memcpys:
     def entries(self) -> list[str]:
         """Nothing that a profiler of kernels would see."""
         return []
+
+
+def writes_apart(bench: Bench) -> Iterator[Work]:
+    """New rows written in one launch, and in two: copied first, as a reshape of its own would, then written."""
+    if not bench.wants("fused_reshape_and_block_write"):
+        return
+    for one in writings(bench):
+        fused = [one.call(given) for given in one.arguments]
+        kv = bench.device.empty(one.arguments[0]["kv"].shape, np.float16)
+        apart: list[list[Call]] = []
+        for given in one.arguments:
+            write = one.call(given, kv)
+            reshape = Memcpys("reshape", bench.device, [(kv, given["kv"])], write.arrays, write.status)
+            apart.append([reshape, write])
+        yield one.work("kv-write-apart", "one launch", [[call] for call in fused], _TWO_LAUNCHES)
+        yield one.work("kv-write-apart", _TWO_LAUNCHES, apart, _TWO_LAUNCHES)
 
 
 def copies_apart(bench: Bench) -> Iterator[Work]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -34,14 +35,49 @@ def pools_of(bench: Bench, model: Model) -> dict[str, DeviceArray]:
     }
 
 
-def writes(bench: Bench) -> Iterator[Work]:
-    """New K and V rows into their slots, boxes kept: one token a sequence as in decode, many as in prefill."""
-    if not bench.wants("fused_reshape_and_block_write"):
-        return
+@dataclass(frozen=True, slots=True, eq=False)
+class Writing:
+    """One shape of a write: `fresh` has the new rows, `arguments` those of the call for each rotating set."""
+
+    bench: Bench
+    model: Model
+    rows: int
+    new: int
+    context: int
+    fresh: Noise
+    arguments: list[dict[str, Any]]
+
+    @property
+    def label(self) -> str:
+        """The shape, as the field's tables write it."""
+        return _write_label(self.model, self.rows, self.new, self.context)
+
+    def call(self, given: dict[str, Any], kv: DeviceArray | None = None) -> DeviceCall:
+        """The write of one set, of its new rows or of those in `kv`."""
+        touched = -(-self.context // BLOCK_SIZE) - (self.context - self.new) // BLOCK_SIZE
+        arrays = given if kv is None else {**given, "kv": kv}
+        return self.bench.call("fused_reshape_and_block_write", arrays, num_work=self.rows * touched)
+
+    def work(self, op: str, impl: str, calls: Sequence[Sequence[Call]], baseline: str | None = None) -> Work:
+        """The row; the last call of each launch is the write."""
+        num_tokens = self.rows * self.new
+        return Work(
+            op, impl, self.label, 8 * num_tokens * self.model.num_kv_heads * self.model.head_dim, {"": calls},
+            partial(_check_write, self), baseline=baseline,
+            facts={"model": self.model.name, "batch": self.rows, "new": self.new, "ctx": self.context,
+                   "tokens": num_tokens},
+        )  # fmt: skip
+
+
+def _write_label(model: Model, rows: int, new: int, context: int) -> str:
+    return f"{model.name} B={rows} new={new} ctx={context}"
+
+
+def writings(bench: Bench) -> Iterator[Writing]:
+    """Every shape of the grid that the memory holds: one token a sequence as in decode, many as in prefill."""
     for model, rows, new, context in write_shapes(bench.grid):
-        label = f"{model.name} B={rows} new={new} ctx={context}"
         num_blocks, per_set = bench.num_blocks(model), rows * -(-context // BLOCK_SIZE)
-        if not bench.fits(f"kv-write {label}", per_set, model):
+        if not bench.fits(f"kv-write {_write_label(model, rows, new, context)}", per_set, model):
             continue
         pools = pools_of(bench, model)
         num_bytes = 8 * rows * new * model.num_kv_heads * model.head_dim
@@ -52,27 +88,30 @@ def writes(bench: Bench) -> Iterator[Work]:
         touched = -(-context // BLOCK_SIZE) - start // BLOCK_SIZE
         positions = np.full(rows, start, np.int32)
         ref = bench.device.put(np.ones(num_blocks, np.int32))
-        calls = []
-        for i, table in enumerate(tables(bench.rng(rows, new, context), [context] * rows, num_blocks, sets)):
-            arrays: dict[str, Any] = {
+        arguments: list[dict[str, Any]] = [
+            {
                 **pools, "ref": ref, "block_table": table, "start_pos": positions,
                 "kv": fresh.view((rows * new, 2, model.num_kv_heads, model.head_dim), at=i % 8 * rows * new * row),
                 "token_start": np.arange(rows, dtype=np.int64) * new, "seq_lens": np.full(rows, context, np.int32),
                 "work_start": np.arange(rows, dtype=np.int64) * touched,
-            }  # fmt: skip
-            calls.append([bench.call("fused_reshape_and_block_write", arrays, num_work=rows * touched)])
-        yield Work(
-            "kv-write", "fused_reshape_and_block_write", label, num_bytes, {"": calls},
-            partial(_check_write, bench, fresh, model, rows, new, context),
-            facts={"model": model.name, "batch": rows, "new": new, "ctx": context, "tokens": rows * new},
-        )  # fmt: skip
+            }
+            for i, table in enumerate(tables(bench.rng(rows, new, context), [context] * rows, num_blocks, sets))
+        ]  # fmt: skip
+        yield Writing(bench, model, rows, new, context, fresh, arguments)
 
 
-def _check_write(
-    bench: Bench, fresh: Noise, model: Model, rows: int, new: int, context: int, calls: Sequence[Call]
-) -> None:  # fmt: skip
+def writes(bench: Bench) -> Iterator[Work]:
+    """New K and V rows into their slots, boxes kept."""
+    if bench.wants("fused_reshape_and_block_write"):
+        for one in writings(bench):
+            calls = [[one.call(given)] for given in one.arguments]
+            yield one.work("kv-write", "fused_reshape_and_block_write", calls)
+
+
+def _check_write(one: Writing, calls: Sequence[Call]) -> None:
     """First, middle and last token of three sequences where the table says, inside their blocks' boxes."""
-    read, arrays = bench.device.read, calls[0].arrays
+    read, arrays = one.bench.device.read, calls[-1].arrays
+    model, rows, new, context, fresh = one.model, one.rows, one.new, one.context, one.fresh
     table = read(arrays["block_table"])
     width = model.num_kv_heads * model.head_dim
     for seq in sorted({0, rows // 2, rows - 1}):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tinyserve_viz.kernels.bench import attention, comparisons, movement, selection, step, upkeep
+from tinyserve_viz.kernels.bench import attention, comparisons, movement, pages, selection, step, upkeep
 from tinyserve_viz.kernels.bench.device import Device
 from tinyserve_viz.kernels.bench.row import Facts, Row, bench_file
 from tinyserve_viz.kernels.bench.timing import peaks
@@ -27,8 +27,10 @@ FAMILIES: tuple[Family, ...] = (
     upkeep.pools,
     upkeep.work_lists,
     upkeep.content,
+    pages.page_sizes,
     step.step,
     movement.writes,
+    comparisons.writes_apart,
     movement.copies,
     comparisons.copies_apart,
     movement.moves,
