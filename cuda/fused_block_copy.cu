@@ -1,7 +1,6 @@
 // Copy the first tokens of blocks into fresh blocks, K, V and box, all operations and all layers in one launch; or
-// refuse the whole batch. Before it the batch is checked: marks per block tell who is written and who is read, in one
-// launch for up to 1024 operations, in two for more.
-// One thread block per (operation, layer): K, V and box are one run of memory each.
+// refuse the whole batch. A launch before it checks the batch: marks per block tell who is written and who is read.
+// Thread blocks over the pieces of (operation, layer): K and V in 16 KiB each, and the box.
 // TinyServe S:172-196.
 #include "marks.cuh"
 #include "runs.cuh"
@@ -11,38 +10,24 @@
         int64_t num_blocks, int64_t num_layers, int64_t layer_stride, int64_t block_size, int64_t num_kv_heads,       \
         int64_t head_dim, int64_t workspace_words, int *status
 
-// A destination that is a source too; once all are marked.
-__device__ __forceinline__ void check_chains(const int* ops, int* workspace, int64_t i, int64_t num_ops,
-                                             int64_t num_blocks) {
-    if (i >= num_ops) return;
-    const int target = ops[3 * i + 1];
-    if (target < 0 || target >= num_blocks || workspace[target] != (MARK_SOURCE | MARK_TARGET)) return;
-    atomicOr(&workspace[num_blocks], STATUS_CONFLICT);
-}
-
 extern "C" __global__ void fused_block_copy_mark(COPY_PARAMETERS) {
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    int found = 0;
     if (i < num_ops) {
         const int source = ops[3 * i], target = ops[3 * i + 1], tokens = ops[3 * i + 2];
-        int verdict = 0;
         if (source < 0 || source >= num_blocks || target < 0 || target >= num_blocks || tokens < 1 ||
             tokens > block_size) {
-            verdict = STATUS_RANGE;
+            found = STATUS_RANGE;
         } else if (source != target) {
             const int references = ref[target];
-            if (atomicOr(&workspace[target], MARK_TARGET) & MARK_TARGET) verdict = STATUS_CONFLICT;
-            atomicOr(&workspace[source], MARK_SOURCE);
-            if (references != 1) verdict = STATUS_CONFLICT;
+            // Of two marks that contradict each other the later one sees the earlier.
+            const int of_target = atomicOr(&workspace[target], MARK_TARGET);
+            const int of_source = atomicOr(&workspace[source], MARK_SOURCE);
+            if (of_target || of_source & MARK_TARGET || references != 1) found = STATUS_CONFLICT;
         }
-        if (verdict) atomicOr(&workspace[num_blocks], verdict);
+        if (found) atomicOr(&workspace[num_blocks + FINDINGS], found);
     }
-    if (gridDim.x > 1) return;
-    __syncthreads();
-    check_chains(ops, workspace, i, num_ops, num_blocks);
-}
-
-extern "C" __global__ void fused_block_copy_check(COPY_PARAMETERS) {
-    check_chains(ops, workspace, (int64_t)blockIdx.x * blockDim.x + threadIdx.x, num_ops, num_blocks);
+    decide(workspace, num_blocks, 0, status);
 }
 
 extern "C" __global__ void fused_block_copy(
@@ -61,25 +46,29 @@ extern "C" __global__ void fused_block_copy(
     int64_t head_dim,
     int64_t workspace_words,
     int* status) {
-    const int64_t op = blockIdx.x, layer = blockIdx.y;
-    if (op < num_ops && layer == 0 && threadIdx.x < 2) {
-        const int block = ops[3 * op + threadIdx.x];
-        if (block >= 0 && block < num_blocks) workspace[block] = 0;  // nobody looks at marks any more
-    }
-    if (op < num_ops && layer < num_layers && !refused(workspace, num_blocks) && ops[3 * op] != ops[3 * op + 1]) {
-        const int64_t source = layer * layer_stride + ops[3 * op], target = layer * layer_stride + ops[3 * op + 1];
+    const int64_t channels = num_kv_heads * head_dim, layer = blockIdx.y;
+    const int pieces = pieces_of(block_size * channels), parts = 2 * pieces + 1;
+    const bool go = !refused(workspace, num_blocks);
+    for (int64_t item = blockIdx.x; item < num_ops * parts; item += gridDim.x) {
+        const int64_t op = item / parts;
+        const int part = (int)(item % parts), source_id = ops[3 * op], target_id = ops[3 * op + 1];
         const int tokens = ops[3 * op + 2];
+        if (part == 0 && layer == 0 && threadIdx.x < 2) {
+            const int block = threadIdx.x ? target_id : source_id;
+            if (block >= 0 && block < num_blocks) workspace[block] = 0;  // nobody looks at marks any more
+        }
+        if (!go || source_id == target_id) continue;
+        const int64_t source = layer * layer_stride + source_id, target = layer * layer_stride + target_id;
         const int64_t from = pool_offset(source, 0, 0, 0, block_size, num_kv_heads, head_dim);
         const int64_t to = pool_offset(target, 0, 0, 0, block_size, num_kv_heads, head_dim);
-        const int64_t channels = num_kv_heads * head_dim;
-        const bool whole = box && tokens == block_size;
-        copy_run(key_cache + from, key_cache + to, tokens * channels);
-        copy_run(value_cache + from, value_cache + to, tokens * channels);
-        if (whole) {
+        if (part < pieces) {
+            copy_piece(key_cache + from, key_cache + to, tokens * channels, part);
+        } else if (part < 2 * pieces) {
+            copy_piece(value_cache + from, value_cache + to, tokens * channels, part - pieces);
+        } else if (box && tokens == block_size) {
             copy_run(box + box_offset(source, 0, 0, 0, num_kv_heads, head_dim),
-                     box + box_offset(target, 0, 0, 0, num_kv_heads, head_dim), 2 * channels);
-        }
-        if (box && !whole) {
+                     box + box_offset(target, 0, 0, 0, num_kv_heads, head_dim), (int)(2 * channels));
+        } else if (box) {
             for (int64_t i = threadIdx.x; i < channels; i += blockDim.x) {
                 float low = INFINITY, high = -INFINITY;  // fminf and fmaxf pass a NaN over
                 for (int slot = 0; slot < tokens; ++slot) {
@@ -93,5 +82,4 @@ extern "C" __global__ void fused_block_copy(
             }
         }
     }
-    report_verdict(workspace, num_blocks, status);
 }

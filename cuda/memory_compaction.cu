@@ -1,7 +1,7 @@
 // Carry out a compaction plan, or refuse it: move K, V and boxes, remap the tables, hand over the blocks' state.
-// Four launches: threads over the moves mark their blocks, threads over the pool check the marks; one thread block per
-// (move, layer) copies, where sources and destinations are disjoint, so that the order does not matter; then threads over
-// table entries and moves.
+// Two launches. Threads over the moves and over the pool check the plan with marks per block. Then the first thread blocks
+// go over table entries and moves, the others over the pieces of (move, layer): sources and destinations are disjoint,
+// so that the order does not matter.
 // TinyServe's published memory_compaction_kernel and S:571-580; there two blocks could move into one.
 #include "marks.cuh"
 #include "runs.cuh"
@@ -20,29 +20,59 @@ __device__ __forceinline__ int64_t moves_of(const int* num_moves, int64_t max_mo
 }
 
 extern "C" __global__ void memory_compaction_mark(COMPACTION_PARAMETERS) {
-    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    int verdict = i == 0 && (num_moves[0] < 0 || num_moves[0] > max_moves) ? STATUS_RANGE : 0;
-    if (i < 2 * moves_of(num_moves, max_moves)) {
+    const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, count = moves_of(num_moves, max_moves);
+    int found = i == 0 && (num_moves[0] < 0 || num_moves[0] > max_moves) ? STATUS_RANGE : 0;
+    if (i < 2 * count) {
         const int block = moves[i];
         if (block < 0 || block >= num_blocks) {
-            verdict = STATUS_RANGE;
+            found = STATUS_RANGE;
         } else {
             // A block may stand once in the whole plan, as a source or as a destination.
             const bool source = i % 2 == 0;
             const int references = ref[block];
             const bool kept = cached[block] != 0;
-            if (atomicOr(&workspace[block], source ? MARK_SOURCE : MARK_TARGET)) verdict = STATUS_CONFLICT;
-            if (source ? references < 1 && !kept : references != 0 || kept) verdict = STATUS_CONFLICT;
-            if (source && old_to_new[block] != moves[i + 1]) verdict = STATUS_CONFLICT;
+            if (atomicOr(&workspace[block], source ? MARK_SOURCE : MARK_TARGET)) found = STATUS_CONFLICT;
+            if (source ? references < 1 && !kept : references != 0 || kept) found = STATUS_CONFLICT;
+            if (source && old_to_new[block] != moves[i + 1]) found = STATUS_CONFLICT;
         }
     }
-    if (verdict) atomicOr(&workspace[num_blocks], verdict);
+    if (found) atomicOr(&workspace[num_blocks + FINDINGS], found);
+    // Every source goes elsewhere, as was just checked; if as many blocks do, no other does.
+    const int moving = __syncthreads_count(i < num_blocks && old_to_new[i] != i);
+    if (threadIdx.x == 0 && moving) atomicAdd(&workspace[num_blocks + COUNTED], moving);
+    decide(workspace, num_blocks, count, status);
 }
 
-extern "C" __global__ void memory_compaction_check(COMPACTION_PARAMETERS) {
-    const int64_t block = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (block >= num_blocks || workspace[block] & MARK_SOURCE || old_to_new[block] == block) return;
-    atomicOr(&workspace[num_blocks], STATUS_CONFLICT);
+template <typename T>
+__device__ __forceinline__ void hand_over(T* state, int64_t source, int64_t target) {
+    if (!state) return;
+    state[target] = state[source];
+    state[source] = 0;
+}
+
+// Thread `first` of `step`: remap its table entries, hand over the state of its moves, clear its marks.
+__device__ __forceinline__ void remap(COMPACTION_PARAMETERS, int64_t first, int64_t step, int64_t count, bool go) {
+    for (int64_t i = first; go && i < num_seqs * max_blocks_per_seq; i += step) {
+        const int block = block_table[i];
+        if (block >= 0 && block < num_blocks) block_table[i] = old_to_new[block];
+    }
+    for (int64_t i = first; go && i < count; i += step) {
+        const int64_t source = moves[2 * i], target = moves[2 * i + 1];
+        hand_over(ref, source, target);
+        hand_over(cached, source, target);
+        hand_over(level, source, target);
+        hand_over(last_use, source, target);
+        hand_over(uses, source, target);
+        hand_over(freq, source, target);
+        hand_over(hits, source, target);
+        hand_over(lookups, source, target);
+        gen[source] += 1;
+        gen[target] += 1;
+    }
+    for (int64_t i = first; i < 2 * count; i += step) {
+        const int block = moves[i];
+        if (block >= 0 && block < num_blocks) workspace[block] = 0;  // nobody looks at marks any more
+    }
 }
 
 extern "C" __global__ void memory_compaction(
@@ -74,56 +104,36 @@ extern "C" __global__ void memory_compaction(
     int64_t max_blocks_per_seq,
     int64_t workspace_words,
     int* status) {
-    const int64_t move = blockIdx.x, layer = blockIdx.y;
-    if (refused(workspace, num_blocks) || move >= num_moves[0] || layer >= num_layers) return;
+    const int64_t channels = num_kv_heads * head_dim, layer = blockIdx.y, count = moves_of(num_moves, max_moves);
+    const int pieces = pieces_of(block_size * channels), parts = 2 * pieces + 1;
+    const int64_t movers = max_moves * parts, remappers = gridDim.x - movers;
+    const bool go = !refused(workspace, num_blocks);
+    if (blockIdx.x < remappers) {
+        if (layer > 0) return;
+        remap(moves, num_moves, old_to_new, key_cache, value_cache, box, block_table, ref, gen, cached, level, last_use,
+              uses, freq, hits, lookups, workspace, max_moves, num_blocks, num_layers, layer_stride, block_size,
+              num_kv_heads, head_dim, num_seqs, max_blocks_per_seq, workspace_words, status,
+              (int64_t)blockIdx.x * blockDim.x + threadIdx.x, remappers * blockDim.x, count, go);
+        return;
+    }
+    const int64_t item = blockIdx.x - remappers, move = item / parts;
+    if (!go || move >= count || layer >= num_layers) return;
+    const int part = (int)(item % parts);
     const int64_t source = layer * layer_stride + moves[2 * move], target = layer * layer_stride + moves[2 * move + 1];
     const int64_t from = pool_offset(source, 0, 0, 0, block_size, num_kv_heads, head_dim);
     const int64_t to = pool_offset(target, 0, 0, 0, block_size, num_kv_heads, head_dim);
-    const int64_t channels = num_kv_heads * head_dim;
-    copy_run(key_cache + from, key_cache + to, block_size * channels);
-    copy_run(value_cache + from, value_cache + to, block_size * channels);
-    if (!box) return;
-    const int64_t box_from = box_offset(source, 0, 0, 0, num_kv_heads, head_dim);
-    const int64_t box_to = box_offset(target, 0, 0, 0, num_kv_heads, head_dim);
-    copy_run(box + box_from, box + box_to, 2 * channels);
-    __syncthreads();  // the source is emptied by other threads than those that read it
-    const int row = (int)head_dim;
-    for (int i = threadIdx.x; i < 2 * (int)channels; i += blockDim.x) {
-        box[box_from + i] = __ushort_as_half(i / row % 2 == 0 ? 0x7c00 : 0xfc00);  // empty: +inf, -inf
-    }
-}
-
-template <typename T>
-__device__ void hand_over(T* state, int64_t source, int64_t target) {
-    if (!state) return;
-    state[target] = state[source];
-    state[source] = 0;
-}
-
-extern "C" __global__ void memory_compaction_remap(COMPACTION_PARAMETERS) {
-    const int64_t first = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, step = (int64_t)gridDim.x * blockDim.x;
-    if (!refused(workspace, num_blocks)) {
-        for (int64_t i = first; i < num_seqs * max_blocks_per_seq; i += step) {
-            const int block = block_table[i];
-            if (block >= 0 && block < num_blocks) block_table[i] = old_to_new[block];
-        }
-        for (int64_t i = first; i < moves_of(num_moves, max_moves); i += step) {
-            const int64_t source = moves[2 * i], target = moves[2 * i + 1];
-            hand_over(ref, source, target);
-            hand_over(cached, source, target);
-            hand_over(level, source, target);
-            hand_over(last_use, source, target);
-            hand_over(uses, source, target);
-            hand_over(freq, source, target);
-            hand_over(hits, source, target);
-            hand_over(lookups, source, target);
-            gen[source] += 1;
-            gen[target] += 1;
+    if (part < pieces) {
+        copy_piece(key_cache + from, key_cache + to, block_size * channels, part);
+    } else if (part < 2 * pieces) {
+        copy_piece(value_cache + from, value_cache + to, block_size * channels, part - pieces);
+    } else if (box) {
+        const int64_t box_from = box_offset(source, 0, 0, 0, num_kv_heads, head_dim);
+        const int64_t box_to = box_offset(target, 0, 0, 0, num_kv_heads, head_dim);
+        copy_run(box + box_from, box + box_to, (int)(2 * channels));
+        __syncthreads();  // the source is emptied by other threads than those that read it
+        const int row = (int)head_dim;
+        for (int i = threadIdx.x; i < 2 * (int)channels; i += blockDim.x) {
+            box[box_from + i] = __ushort_as_half(i / row % 2 == 0 ? 0x7c00 : 0xfc00);  // empty: +inf, -inf
         }
     }
-    for (int64_t i = first; i < 2 * moves_of(num_moves, max_moves); i += step) {
-        const int block = moves[i];
-        if (block >= 0 && block < num_blocks) workspace[block] = 0;  // nobody looks at marks any more
-    }
-    report_verdict(workspace, num_blocks, status);
 }

@@ -87,8 +87,8 @@ KERNEL = KernelDef(
         ),
     ),
     launch=Launch(
-        layout="one thread per block",
-        grid=lambda a: (max(1, ceil_div(a["num_blocks"], 256)), 1, 1),
+        layout="one thread per four neighbouring blocks",
+        grid=lambda a: (max(1, ceil_div(a["num_blocks"], 4 * 256)), 1, 1),
         threads=256,
     ),
 )

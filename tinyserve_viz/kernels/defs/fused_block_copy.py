@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Stage, Status, ceil_div
+from tinyserve_viz.kernels.definition import Arg, Axes, KernelDef, Launch, Requirement, Stage, Status, ceil_div
 from tinyserve_viz.kernels.layout import (
     F16,
     LAYERED_BOX,
@@ -67,6 +67,14 @@ def reference(
     return Status.OK
 
 
+PIECE_BYTES = 16384  # of K or V that one thread block copies, runs.cuh: PIECE_BYTES
+
+
+def copy_parts(axes: Axes) -> int:
+    """Thread blocks that copy one block of one layer: pieces of K, pieces of V, and the box."""
+    return 2 * max(1, ceil_div(2 * axes["block_size"] * axes["num_kv_heads"] * axes["head_dim"], PIECE_BYTES)) + 1
+
+
 KERNEL = KernelDef(
     name="fused_block_copy",
     summary="Copy the first tokens of blocks into fresh blocks of every layer, or refuse the whole batch.",
@@ -82,19 +90,11 @@ KERNEL = KernelDef(
     ),
     scalars=(),
     launch=Launch(
-        layout="one thread block per (operation, layer), once the whole batch is checked",
-        grid=lambda a: (max(1, a["num_ops"]), max(1, a["num_layers"]), 1),
+        layout="the whole batch is checked; then one thread block per piece of an operation's K, V and box, and layer",
+        grid=lambda a: (max(1, a["num_ops"] * copy_parts(a)), max(1, a["num_layers"]), 1),
         threads=256,
-        before=(
-            Stage("mark", lambda a: (max(1, ceil_div(a["num_ops"], 1024)), 1, 1), 1024),
-            Stage(
-                "check",
-                lambda a: (ceil_div(a["num_ops"], 1024), 1, 1),
-                1024,
-                lambda facts: facts["num_ops"] > 1024,
-            ),
-        ),
-        scratch_axes=lambda a: {"workspace_words": a["num_blocks"] + 2},
+        before=(Stage("mark", lambda a: (max(1, ceil_div(a["num_ops"], 1024)), 1, 1), 1024),),
+        scratch_axes=lambda a: {"workspace_words": a["num_blocks"] + 4},
     ),
     requires=(STRIDE_HOLDS_POOL,),
 )

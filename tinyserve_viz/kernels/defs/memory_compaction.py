@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Stage, Status, ceil_div
-from tinyserve_viz.kernels.defs.fused_block_copy import STRIDE_HOLDS_POOL
+from tinyserve_viz.kernels.definition import Arg, Axes, KernelDef, Launch, Stage, Status, ceil_div
+from tinyserve_viz.kernels.defs.fused_block_copy import STRIDE_HOLDS_POOL, copy_parts
 from tinyserve_viz.kernels.layout import (
     F16,
     LAYERED_BOX,
@@ -74,6 +74,12 @@ def reference(
     return Status.OK
 
 
+def _remappers(axes: Axes) -> int:
+    """Thread blocks for table entries and moves; they come first, the copies take longer."""
+    work = max(axes["num_seqs"] * axes["max_blocks_per_seq"], axes["max_moves"])
+    return max(1, min(ceil_div(work, 256), 264))
+
+
 KERNEL = KernelDef(
     name="memory_compaction",
     summary="Apply the moves of a plan: copy, remap and free; or refuse the whole plan.",
@@ -112,25 +118,17 @@ KERNEL = KernelDef(
     ),
     scalars=(),
     launch=Launch(
-        layout="the plan is checked; one thread block per (move, layer) copies; then threads over entries and moves",
-        grid=lambda a: (max(1, a["max_moves"]), max(1, a["num_layers"]), 1),
+        layout="the plan is checked; then threads over entries and moves, and a thread block per piece of a moved block",
+        grid=lambda a: (_remappers(a) + a["max_moves"] * copy_parts(a), max(1, a["num_layers"]), 1),
         threads=256,
         before=(
-            Stage("mark", lambda a: (max(1, ceil_div(2 * a["max_moves"], 1024)), 1, 1), 1024),
-            Stage("check", lambda a: (max(1, ceil_div(a["num_blocks"], 1024)), 1, 1), 1024),
-        ),
-        after=(
             Stage(
-                "remap",
-                lambda a: (
-                    max(1, ceil_div(min(max(a["num_seqs"] * a["max_blocks_per_seq"], a["max_moves"]), 1 << 20), 256)),
-                    1,
-                    1,
-                ),
-                256,
+                "mark",
+                lambda a: (max(1, ceil_div(max(2 * a["max_moves"], a["num_blocks"]), 1024)), 1, 1),
+                1024,
             ),
         ),
-        scratch_axes=lambda a: {"workspace_words": a["num_blocks"] + 2},
+        scratch_axes=lambda a: {"workspace_words": a["num_blocks"] + 4},
     ),
     requires=(STRIDE_HOLDS_POOL,),
 )
