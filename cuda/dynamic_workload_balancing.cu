@@ -1,8 +1,8 @@
 // Split the batch's blocks over workers: the list of segments that split attention walks.
-// One thread block. even-blocks: prefix sums over the sequences, then every cut of the line of all units
-// (a sequence's border or a worker's) finds its own place in the list by counting the cuts below it, without a sort.
-// per-seq and lpt: ranks by counting; lpt hands out one sequence at a time, to the least loaded by a reduction of a warp.
-// Up to 1024 sequences live in shared memory.
+// One thread block. even-blocks: prefix sums over the sequences; then a worker's border finds the sequence that it lies in
+// by a search, and every cut of the line of all units (a sequence's border or a worker's) its own place in the list by
+// counting the cuts below it; nobody waits for another's result. per-seq and lpt: ranks by counting; lpt hands out one
+// sequence at a time, to the least loaded by a reduction of a warp. Up to 1024 sequences live in shared memory.
 // TinyServe S:534 (named only); lpt: Graham 1969.
 #include "common.cuh"
 
@@ -10,6 +10,36 @@
 __device__ __forceinline__ int64_t quotient(int64_t numerator, int64_t denominator) {
     if (((unsigned long long)(numerator | denominator) >> 32) == 0) return (unsigned)numerator / (unsigned)denominator;
     return numerator / denominator;
+}
+
+// What all sequences before one have, and all together.
+struct Line {
+    int64_t units, tokens, longest;
+};
+
+// Sums over the threads before this one, and over all (with the largest of `longest`), in a thread block.
+__device__ __forceinline__ Line block_line(Line own, Line* all) {
+    __shared__ Line of_warp[WARP_SIZE];
+    const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE, warps = blockDim.x / WARP_SIZE;
+    Line sum = own;
+    for (int width = 1; width < WARP_SIZE; width *= 2) {
+        const int64_t units = __shfl_up_sync(FULL_WARP, sum.units, width);
+        const int64_t tokens = __shfl_up_sync(FULL_WARP, sum.tokens, width);
+        const int64_t longest = __shfl_up_sync(FULL_WARP, sum.longest, width);
+        if (lane < width) continue;
+        sum = {sum.units + units, sum.tokens + tokens, max(sum.longest, longest)};
+    }
+    __syncthreads();  // of_warp may still be read from the call before
+    if (lane == WARP_SIZE - 1) of_warp[warp] = sum;
+    __syncthreads();
+    Line before = {sum.units - own.units, sum.tokens - own.tokens, 0};
+    *all = {0, 0, 0};
+    for (int i = 0; i < warps; ++i) {
+        const Line other = of_warp[i];
+        if (i < warp) before = {before.units + other.units, before.tokens + other.tokens, 0};
+        *all = {all->units + other.units, all->tokens + other.tokens, max(all->longest, other.longest)};
+    }
+    return before;
 }
 
 extern "C" __global__ void dynamic_workload_balancing(
@@ -35,103 +65,108 @@ extern "C" __global__ void dynamic_workload_balancing(
     __shared__ int shared_order[2 * IN_SHARED];
     const bool shared = num_seqs <= IN_SHARED;
     int64_t* const rows = shared ? shared_rows : reinterpret_cast<int64_t*>(workspace);
-    int64_t* const start_of = rows;  // units before each sequence
-    int64_t* const cuts_of = rows + num_seqs;  // sequence borders that no worker's border meets, before each one
+    int64_t* const start_of = rows;             // units before each sequence
+    int64_t* const cuts_of = rows + num_seqs;   // sequence borders that no worker's border meets, up to each one
     int64_t* const unit_row = rows + 2 * num_seqs;
-    int64_t* const token_row = rows + 3 * num_seqs;
+    int64_t* const token_row = rows + 3 * num_seqs;  // even-blocks: tokens before each sequence; else its own
     int* const order = shared ? shared_order : reinterpret_cast<int*>(rows + 4 * num_seqs);  // as they are given out
     int* const worker_of = order + num_seqs;                                                 // worker of the i-th of them
     int flags = 0;
 
     const auto units_of = [&](int64_t seq) { return unit_row[seq]; };
     const auto tokens_of = [&](int64_t seq) { return token_row[seq]; };
-    int64_t own_tokens = 0, longest = 0, total = 0;
+    Line line = {0, 0, 0};
     for (int64_t first = 0; first < num_seqs; first += blockDim.x) {
         const int64_t seq = first + threadIdx.x;
-        const bool inside = seq < num_seqs;
-        int64_t in_tile, units = 0;
-        if (inside) {
+        Line own = {0, 0, 0}, all;
+        if (seq < num_seqs) {
             const int given = seq_lens[seq], wanted = kept ? kept[seq] : 0, length = max(given, 0);
             const int blocks = (int)quotient((int64_t)length + block_size - 1, block_size);
-            units = kept ? min(max(wanted, 0), blocks) : blocks;
-            const int64_t tokens = units > 0 ? length - (blocks - units) * block_size : 0;
-            unit_row[seq] = units;
-            token_row[seq] = tokens;
-            own_tokens += tokens;
-            longest = max(longest, tokens);
-            if (given < 0 || (kept && wanted != units)) flags |= STATUS_RANGE;
+            own.units = kept ? min(max(wanted, 0), blocks) : blocks;
+            own.longest = own.tokens = own.units > 0 ? length - (blocks - own.units) * block_size : 0;
+            if (given < 0 || (kept && wanted != own.units)) flags |= STATUS_RANGE;
         }
-        const int64_t start = total + block_exclusive_scan(units, &in_tile);
-        total += in_tile;
-        if (inside) start_of[seq] = start;
+        const Line before = block_line(own, &all);
+        if (seq < num_seqs) {
+            unit_row[seq] = own.units;
+            start_of[seq] = line.units + before.units;
+            token_row[seq] = mode == 0 ? line.tokens + before.tokens : own.tokens;
+        }
+        line = {line.units + all.units, line.tokens + all.tokens, max(line.longest, all.longest)};
     }
-    const int64_t all_tokens = block_sum(own_tokens);
-    longest = block_max(longest);
-    for (int64_t i = threadIdx.x; i < 3 * max_segments; i += blockDim.x) segments[i] = -1;
-    for (int64_t i = threadIdx.x; i < num_workers; i += blockDim.x) load[i] = 0;
+    const int64_t total = line.units, all_tokens = line.tokens;
+    if (threadIdx.x == blockDim.x - 1) {
+        imbalance_permille[0] = all_tokens ? line.longest * num_seqs * 1000 / all_tokens : 0;
+    }
     __syncthreads();
 
-    int64_t listed = 0;
+    int64_t listed = 0, largest = 0;
     if (mode == 0) {
         const auto share = [&](int64_t worker) { return quotient(worker * total, num_workers); };
-        // Workers' borders below a unit, each once: no two lie closer than a unit, nor do two units share one border.
-        const auto shares_below = [&](int64_t unit) {
-            return total == 0 ? 0 : min(unit, quotient(unit * num_workers + total - 1, total));
-        };
-        const auto meets_share = [&](int64_t unit) {
-            return share(quotient(unit * num_workers + total - 1, total)) == unit;
-        };
+        const auto workers_below = [&](int64_t unit) { return quotient(unit * num_workers + total - 1, total); };
         int64_t own_cuts = 0;
         for (int64_t first = 0; first < num_seqs; first += blockDim.x) {
             const int64_t seq = first + threadIdx.x;
-            const bool border = seq < num_seqs && units_of(seq) > 0 && !meets_share(start_of[seq]);
-            int64_t in_tile;
-            const int64_t before = own_cuts + block_exclusive_scan(border, &in_tile);
+            const bool some = seq < num_seqs && unit_row[seq] > 0;
+            const int64_t start = some ? start_of[seq] : 0, end = some ? start + unit_row[seq] : 0;
+            // Workers' borders below a unit: those of so many workers. Each counts once: with fewer units than workers
+            // every unit is a border.
+            const int64_t next = some ? workers_below(start) : 0, behind = some ? workers_below(end) : 0;
+            const int64_t border = share(next);  // the first that is not below the start
+            const bool cuts = some && border != start;
+            int in_tile;
+            const int64_t before = own_cuts + block_rank(cuts, &in_tile);
             own_cuts += in_tile;
-            if (seq < num_seqs) cuts_of[seq] = before;
+            if (seq >= num_seqs) continue;
+            cuts_of[seq] = before + cuts;
+            const int64_t at = some ? min(start, next) + before : 0;
+            const int64_t count = some ? cuts + min(end, behind) - min(start, next) : 0;
+            seq_segments[2 * seq] = (int)at;
+            seq_segments[2 * seq + 1] = (int)count;
+            if (!cuts) continue;
+            segments[3 * at] = (int)seq;
+            segments[3 * at + 1] = 0;
+            segments[3 * at + 2] = (int)(min(border, end) - start);
         }
         __syncthreads();
-        const auto first_from = [&](int64_t unit) {  // first sequence that starts at or behind a unit
-            int64_t low = 0, high = num_seqs;
-            while (low < high) {
+        listed = min(total, num_workers) + own_cuts;
+        // Where a worker's border lies: its sequence, its place in the list, the tokens before it.
+        const auto place = [&](int64_t worker, int64_t unit, int64_t* seq, int64_t* at, int64_t* tokens) {
+            *seq = -1;
+            *at = listed;
+            *tokens = all_tokens;
+            if (unit >= total) return;
+            int64_t low = 0, high = num_seqs;  // the last sequence that starts at or before the unit
+            while (high - low > 1) {
                 const int64_t middle = (low + high) / 2;
-                if (start_of[middle] < unit) low = middle + 1;
+                if (start_of[middle] <= unit) low = middle;
                 else high = middle;
             }
-            return low;
+            *seq = low;
+            *at = (total < num_workers ? unit : worker) + cuts_of[low];
+            *tokens = token_row[low] + (unit - start_of[low]) * block_size;
         };
-        const auto cuts_below = [&](int64_t unit) {
-            const int64_t seq = first_from(unit);
-            return shares_below(unit) + (seq < num_seqs ? cuts_of[seq] : own_cuts);
-        };
-        listed = cuts_below(total);
-        for (int64_t seq = threadIdx.x; seq < num_seqs; seq += blockDim.x) {
-            const int64_t start = start_of[seq], units = units_of(seq);
-            const int64_t first = units > 0 ? cuts_below(start) : 0;
-            seq_segments[2 * seq] = (int)first;
-            seq_segments[2 * seq + 1] = units > 0 ? (int)(cuts_below(start + units) - first) : 0;
-            if (units > 0) {
-                segments[3 * first] = (int)seq;
-                segments[3 * first + 1] = 0;
-            }
-        }
         for (int64_t worker = threadIdx.x; worker < num_workers; worker += blockDim.x) {
-            const int64_t unit = share(worker);
-            segment_range[2 * worker] = cuts_below(unit);
-            segment_range[2 * worker + 1] = cuts_below(share(worker + 1));
-            if (unit >= total) continue;
-            const int64_t seq = first_from(unit + 1) - 1;  // the last that starts at or before the unit has it
-            const int64_t at = cuts_below(unit);
+            const int64_t from = share(worker), to = share(worker + 1);
+            int64_t seq, at, tokens, next_seq, next_at, next_tokens;
+            place(worker, from, &seq, &at, &tokens);
+            place(worker + 1, to, &next_seq, &next_at, &next_tokens);
+            ranges[2 * worker] = from;
+            ranges[2 * worker + 1] = to;
+            segment_range[2 * worker] = at;
+            segment_range[2 * worker + 1] = next_at;
+            load[worker] = next_tokens - tokens;
+            largest = max(largest, next_tokens - tokens);
+            if (from == to) continue;
+            const int64_t start = start_of[seq];
             segments[3 * at] = (int)seq;
-            segments[3 * at + 1] = (int)(unit - start_of[seq]);
-        }
-        __syncthreads();
-        for (int64_t at = threadIdx.x; at < listed; at += blockDim.x) {
-            const int seq = segments[3 * at];
-            const bool ends = at + 1 == listed || segments[3 * (at + 1)] != seq;
-            segments[3 * at + 2] = ends ? (int)units_of(seq) : segments[3 * (at + 1) + 1];
+            segments[3 * at + 1] = (int)(from - start);
+            segments[3 * at + 2] = (int)(min(to, start + unit_row[seq]) - start);
         }
     } else {
+        const auto units_of = [&](int64_t seq) { return unit_row[seq]; };
+        const auto tokens_of = [&](int64_t seq) { return token_row[seq]; };
+        for (int64_t i = threadIdx.x; i < num_workers; i += blockDim.x) load[i] = 0;
         int64_t busy = 0;
         for (int64_t first = 0; first < num_seqs; first += blockDim.x) {
             const int64_t seq = first + threadIdx.x;
@@ -201,34 +236,30 @@ extern "C" __global__ void dynamic_workload_balancing(
             seq_segments[2 * seq] = (int)at;
             seq_segments[2 * seq + 1] = 1;
         }
-    }
-    __syncthreads();
-
-    int64_t before = 0, largest = 0;
-    for (int64_t first = 0; first < num_workers; first += blockDim.x) {
-        const int64_t worker = first + threadIdx.x;
-        int64_t units = 0, tokens = 0;
-        if (worker < num_workers) {
-            for (int64_t at = segment_range[2 * worker]; at < segment_range[2 * worker + 1]; ++at) {
-                const int64_t seq = segments[3 * at], low = segments[3 * at + 1], high = segments[3 * at + 2];
-                const int64_t all = units_of(seq);
-                units += high - low;
-                tokens += (high - low) * block_size - (high == all ? all * block_size - tokens_of(seq) : 0);
+        __syncthreads();
+        int64_t before = 0;
+        for (int64_t first = 0; first < num_workers; first += blockDim.x) {
+            const int64_t worker = first + threadIdx.x;
+            int64_t units = 0, tokens = 0, in_tile;
+            if (worker < num_workers) {
+                for (int64_t at = segment_range[2 * worker]; at < segment_range[2 * worker + 1]; ++at) {
+                    units += units_of(segments[3 * at]);
+                    tokens += tokens_of(segments[3 * at]);
+                }
             }
+            const int64_t from = before + block_exclusive_scan(units, &in_tile);
+            before += in_tile;
+            if (worker >= num_workers) continue;
+            ranges[2 * worker] = from;
+            ranges[2 * worker + 1] = from + units;
+            load[worker] = tokens;
+            largest = max(largest, tokens);
         }
-        int64_t in_tile;
-        const int64_t from = before + block_exclusive_scan(units, &in_tile);
-        before += in_tile;
-        if (worker >= num_workers) continue;
-        ranges[2 * worker] = from;
-        ranges[2 * worker + 1] = from + units;
-        load[worker] = tokens;
-        largest = max(largest, tokens);
     }
+    for (int64_t i = 3 * listed + threadIdx.x; i < 3 * max_segments; i += blockDim.x) segments[i] = -1;
     largest = block_max(largest);
     if (threadIdx.x == 0) {
         num_segments[0] = (int)listed;
-        imbalance_permille[0] = all_tokens ? longest * num_seqs * 1000 / all_tokens : 0;
         imbalance_permille[1] = all_tokens ? largest * num_workers * 1000 / all_tokens : 0;
     }
     if (flags) atomicOr(status, flags);
