@@ -349,8 +349,7 @@ extern "C" __global__ void advanced_block_allocation(
     if (gridDim.x == 1) {
         const bool empty = entry >= 0 && block_table[entry] == -1;
         if (threadIdx.x == 0) first_dry = ~0ull;
-        entries.clear();
-        const int slot = empty ? entries.enter(entry) : 0;
+        const int slot = entries.enter(empty ? entry : -1);
         __syncthreads();
         const bool valid = empty && entries.first[slot] == i;
         if (asked && !valid) flags |= entry < 0 ? STATUS_RANGE : STATUS_ALREADY_MAPPED;

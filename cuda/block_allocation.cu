@@ -1,8 +1,11 @@
 // Give the i-th valid request the i-th id of the free order, or nobody any; or let the threads race for blocks (cas).
-// Up to 1024 requests: one thread block with a request per thread, everything in shared memory. More: a thread block per
-// 1024 requests and launches before it, since who is first to name an entry and how many ask is known only when all have
-// looked. cas: one thread block. Then one warp per block that was given out empties the block's boxes.
+// Up to 1024 requests: one cluster of eight thread blocks, each with an eighth of the requests, for whose sectors of
+// memory one multiprocessor would take longer; who is first to name an entry each finds for itself. More: a thread block per
+// 1024 requests that waits for the earlier ones, first until their requests stand in the entries, then for their counts;
+// when there may be too few blocks, launches before it instead, since nobody may take one before all have asked.
+// cas: one thread block. At last one warp per block that was given out empties the block's boxes.
 // TinyServe S:213-239. cas is its search; there a failed request left the table entry as it was.
+#include "cluster.cuh"
 #include "requests.cuh"
 
 constexpr int SCAN = 0, CAS = 1;
@@ -41,49 +44,136 @@ extern "C" __global__ void block_allocation_mark(ALLOCATION_PARAMETERS) {
     mark_entry(reqs, block_table, allocated, num_requests, num_seqs, max_blocks_per_seq);
 }
 
-// workspace[thread block] counts the valid ones.
+// Workspace of several thread blocks [3 * tiles + 3]: what each says of its marks and of its valid requests (zero before
+// and after), its valid requests when there may be too few blocks; then these cells (zero before and after).
+enum Cell { GIVEN, MARKS_LEFT, ARRIVALS, NUM_CELLS };
+
+__device__ __forceinline__ int64_t tiles_of(int64_t workspace_words) { return (workspace_words - NUM_CELLS) / 3; }
+
 extern "C" __global__ void block_allocation_count(ALLOCATION_PARAMETERS) {
     if (mode == CAS) return;
     const int count = __syncthreads_count(
         is_first(reqs, block_table, allocated, num_requests, num_seqs, max_blocks_per_seq, status));
-    if (threadIdx.x == 0) workspace[blockIdx.x] = count;
+    if (threadIdx.x == 0) workspace[2 * tiles_of(workspace_words) + blockIdx.x] = count;
 }
 
-// Up to one request per thread: what a request needs is fetched before it is known whether it is served.
+// An id of the free order with what its block was; `wrong`: the status bit for which nobody gets it, or 0.
+struct Candidate {
+    int block, gen, wrong;
+};
+
+__device__ __forceinline__ Candidate candidate_at(int64_t rank, const int* free_order, const int* ref, const int* gen,
+                                                  int64_t num_free, int64_t num_blocks) {
+    const int block = rank < num_free ? free_order[rank] : -1;
+    if (block < 0 || block >= num_blocks) return {-1, 0, STATUS_RANGE};
+    return {block, gen[block], ref[block] != 0 ? STATUS_CONFLICT : 0};
+}
+
+// Up to 1024 requests by a cluster: what a request needs is fetched before it is known whether it is served.
 __device__ __forceinline__ void allocate_at_once(ALLOCATION_PARAMETERS) {
+    constexpr int OWN = FirstOfKey::MOST_KEYS / CLUSTER_BLOCKS;
     __shared__ FirstOfKey entries;
-    __shared__ int id[FirstOfKey::MOST_KEYS], gen_of[FirstOfKey::MOST_KEYS], flags_of[FirstOfKey::MOST_KEYS];
-    const int64_t i = threadIdx.x;
-    const bool asked = i < num_requests;
+    __shared__ Candidate candidates[OWN];
+    __shared__ int asking_in[CLUSTER_BLOCKS], given_in[CLUSTER_BLOCKS];
+    const int64_t i = cluster_rank() * OWN + threadIdx.x;
+    const bool asked = threadIdx.x < OWN && i < num_requests;
     const int64_t entry = asked ? entry_of(reqs, i, num_seqs, max_blocks_per_seq) : -1;
-    const int candidate = i < num_free && asked ? free_order[i] : -1;
+    const int64_t entry_here = threadIdx.x < num_requests ? entry_of(reqs, threadIdx.x, num_seqs, max_blocks_per_seq) : -1;
     const bool empty = entry >= 0 && block_table[entry] == -1;
-    const bool in_pool = candidate >= 0 && candidate < num_blocks;
-    flags_of[i] = !in_pool ? STATUS_RANGE : ref[candidate] != 0 ? STATUS_CONFLICT : 0;
-    gen_of[i] = in_pool ? gen[candidate] : 0;
-    id[i] = candidate;
-    entries.clear();
-    const int slot = empty ? entries.enter(entry) : 0;
+    Candidate candidate = {-1, 0, STATUS_RANGE};
+    if (asked) candidate = candidate_at(i, free_order, ref, gen, num_free, num_blocks);
+    entries.enter(entry_here);
     __syncthreads();
-    const bool valid = empty && entries.first[slot] == i;
-    int asking, given;
-    const int rank = block_rank(valid, &asking);
+    const bool valid = empty && entries.first[entries.find(entry)] == i;
+    if (threadIdx.x < OWN) candidates[threadIdx.x] = candidate;
+    int here, before, asking, in_cluster;
+    const int rank_here = block_rank(valid, &here);
+    tell_cluster(asking_in, here);
+    cluster_barrier();
+    sums_told(asking_in, &before, &asking);
     const int64_t served = asking <= num_free ? asking : all_or_nothing ? 0 : num_free;
     int flags = asking > num_free ? STATUS_OOM : 0;
     if (asked && !valid) flags |= entry < 0 ? STATUS_RANGE : STATUS_ALREADY_MAPPED;
+    const int rank = before + rank_here;
     const bool taking = valid && rank < served;
-    if (taking) flags |= flags_of[rank];
-    const int block = taking && flags_of[rank] == 0 ? id[rank] : -1;
-    block_rank(block >= 0, &given);
-    if (i == 0) num_allocated[0] = given;
+    if (taking && rank != i) candidate = *shared_of(&candidates[rank % OWN], rank / OWN);
+    if (taking) flags |= candidate.wrong;
+    const int block = taking && candidate.wrong == 0 ? candidate.block : -1;
     if (asked) {
         allocated[i] = block;
         cas_failures[i] = 0;
     }
     if (block >= 0) {
-        hand_out(block, gen_of[rank], entry, block_table, ref, gen, uses, freq, level, hits, lookups, history);
+        hand_out(block, candidate.gen, entry, block_table, ref, gen, uses, freq, level, hits, lookups, history);
+    }
+    const int given = __syncthreads_count(block >= 0);
+    tell_cluster(given_in, given);
+    if (flags) atomicOr(status, flags);
+    cluster_barrier();  // nobody leaves while another may still look into its shared memory
+    if (i != 0) return;
+    sums_told(given_in, &before, &in_cluster);
+    num_allocated[0] = in_cluster;
+}
+
+// More requests, as many as there are ids or fewer. An entry takes the mark of the first request that names it: marks
+// are LOWEST + request, and as unsigned numbers above every id and below -1, so that the least stands.
+__device__ __forceinline__ void allocate_in_order(ALLOCATION_PARAMETERS) {
+    __shared__ int given_here;
+    const int64_t tiles = tiles_of(workspace_words), i = request_of_thread();
+    int* const cells = workspace + 3 * tiles;
+    const bool asked = i < num_requests;
+    const int64_t entry = asked ? entry_of(reqs, i, num_seqs, max_blocks_per_seq) : -1;
+    const unsigned own_mark = (unsigned)LOWEST + (unsigned)i, last_mark = (unsigned)LOWEST + (unsigned)(num_requests - 1);
+    const unsigned nothing = ~0u;
+    unsigned* const marks = reinterpret_cast<unsigned*>(block_table);
+    Candidate candidate = {-1, 0, STATUS_RANGE};
+    if (asked) candidate = candidate_at(i, free_order, ref, gen, num_free, num_blocks);
+    bool empty = false;
+    if (entry >= 0) {
+        const unsigned found = atomicCAS(&marks[entry], nothing, own_mark);
+        const bool marked = found >= (unsigned)LOWEST && found <= last_mark;
+        empty = found == nothing || marked;
+        if (marked) atomicMin(&marks[entry], own_mark);
+    }
+    say(workspace, 1);
+    heard_from_earlier(workspace);
+    const bool valid = empty && *(volatile unsigned*)&marks[entry] == own_mark;
+    int here;
+    const int rank_here = block_rank(valid, &here);
+    say(workspace + tiles, here + 1);
+    const int64_t rank = heard_from_earlier(workspace + tiles) - blockIdx.x + rank_here;
+    int flags = 0;
+    if (asked && !valid) flags |= entry < 0 ? STATUS_RANGE : STATUS_ALREADY_MAPPED;
+    if (valid && rank != i) candidate = candidate_at(rank, free_order, ref, gen, num_free, num_blocks);
+    if (valid) flags |= candidate.wrong;
+    const int block = valid && candidate.wrong == 0 ? candidate.block : -1;
+    if (asked) {
+        allocated[i] = block;
+        cas_failures[i] = 0;
+    }
+    if (block >= 0) {
+        hand_out(block, candidate.gen, entry, block_table, ref, gen, uses, freq, level, hits, lookups, history);
     }
     if (flags) atomicOr(status, flags);
+    // A mark without a block stays for now: to later requests the entry is asked for.
+    const int left = __syncthreads_count(valid && block < 0), given = __syncthreads_count(block >= 0);
+    if (threadIdx.x == 0) {
+        if (left) atomicAdd(&cells[MARKS_LEFT], left);
+        atomicAdd(&cells[GIVEN], given);
+    }
+    if (!last_to_arrive(&cells[ARRIVALS])) return;
+    if (threadIdx.x == 0) given_here = atomicExch(&cells[GIVEN], 0);
+    const int marks_left = *(volatile int*)&cells[MARKS_LEFT];
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        num_allocated[0] = given_here;
+        cells[MARKS_LEFT] = 0;
+    }
+    for (int64_t k = threadIdx.x; k < 2 * tiles; k += blockDim.x) workspace[k] = 0;
+    for (int64_t k = threadIdx.x; marks_left && k < num_requests; k += blockDim.x) {
+        const int64_t of_k = entry_of(reqs, k, num_seqs, max_blocks_per_seq);
+        if (of_k >= 0) atomicCAS(&marks[of_k], (unsigned)LOWEST + (unsigned)k, nothing);
+    }
 }
 
 // The published search, for all requests by one thread block.
@@ -120,7 +210,7 @@ __device__ __forceinline__ void allocate_by_search(ALLOCATION_PARAMETERS) {
     if (threadIdx.x == 0) num_allocated[0] = (int)given;
 }
 
-extern "C" __global__ void block_allocation(
+extern "C" __global__ void CLUSTER block_allocation(
     const int* reqs,        // [num_requests][2] sequence, logical block
     const int* free_order,  // [num_free] distinct free ids in the order in which they are given out
     int* block_table,       // [num_seqs][max_blocks_per_seq], -1 = no block
@@ -136,7 +226,7 @@ extern "C" __global__ void block_allocation(
     int* lookups,
     int* history,    // [num_seqs][max_blocks_per_seq] or null
     half* box,       // [num_layers][layer_stride][num_kv_heads][2][head_dim] or null
-    int* workspace,  // not used
+    int* workspace,  // [workspace_words] see Cell, or null up to 1024 requests
     int64_t num_requests,
     int64_t num_free,
     int64_t num_seqs,
@@ -159,33 +249,39 @@ extern "C" __global__ void block_allocation(
         }
         return;
     }
-    if (gridDim.x == 1) {
-        allocate_at_once(reqs, free_order, block_table, ref, gen, allocated, cas_failures, num_allocated, uses, freq,
-                         level, hits, lookups, history, box, workspace, num_requests, num_free, num_seqs,
-                         max_blocks_per_seq, num_blocks, num_layers, layer_stride, num_kv_heads, head_dim,
-                         workspace_words, mode, all_or_nothing, status);
+    const int64_t tiles = tiles_of(workspace_words);
+    if (tiles <= 0) {
+        if (blockIdx.x < CLUSTER_BLOCKS) {
+            allocate_at_once(reqs, free_order, block_table, ref, gen, allocated, cas_failures, num_allocated, uses, freq,
+                             level, hits, lookups, history, box, workspace, num_requests, num_free, num_seqs,
+                             max_blocks_per_seq, num_blocks, num_layers, layer_stride, num_kv_heads, head_dim,
+                             workspace_words, mode, all_or_nothing, status);
+        }
+        return;
+    }
+    if (num_requests <= num_free) {
+        allocate_in_order(reqs, free_order, block_table, ref, gen, allocated, cas_failures, num_allocated, uses, freq,
+                          level, hits, lookups, history, box, workspace, num_requests, num_free, num_seqs,
+                          max_blocks_per_seq, num_blocks, num_layers, layer_stride, num_kv_heads, head_dim,
+                          workspace_words, mode, all_or_nothing, status);
         return;
     }
     const int64_t i = request_of_thread();
     const bool valid = i < num_requests && allocated[i] != 0;
     int before, asking, in_tile;
-    sums_before(workspace, blockIdx.x, gridDim.x, &before, &asking);
+    sums_before(workspace + 2 * tiles, blockIdx.x, tiles, &before, &asking);
     const int64_t rank = before + (int64_t)block_rank(valid, &in_tile);
     const int64_t served = asking <= num_free ? asking : all_or_nothing ? 0 : num_free;
-    int flags = asking > num_free ? STATUS_OOM : 0, block = -1;
-    if (valid && rank < served) {
-        block = free_order[rank];
-        const bool in_pool = block >= 0 && block < num_blocks;
-        if (!in_pool || ref[block] != 0) {
-            flags |= in_pool ? STATUS_CONFLICT : STATUS_RANGE;
-            block = -1;
-        }
-    }
+    int flags = asking > num_free ? STATUS_OOM : 0;
+    Candidate candidate = {-1, 0, 0};
+    if (valid && rank < served) candidate = candidate_at(rank, free_order, ref, gen, num_free, num_blocks);
+    flags |= candidate.wrong;
+    const int block = candidate.wrong == 0 ? candidate.block : -1;
     if (i < num_requests) allocated[i] = block;
     if (valid) {
         const int64_t entry = entry_of(reqs, i, num_seqs, max_blocks_per_seq);
         if (block < 0) block_table[entry] = -1;  // no mark stays
-        else hand_out(block, gen[block], entry, block_table, ref, gen, uses, freq, level, hits, lookups, history);
+        else hand_out(block, candidate.gen, entry, block_table, ref, gen, uses, freq, level, hits, lookups, history);
     }
     const int given = __syncthreads_count(block >= 0);
     if (threadIdx.x == 0 && given) atomicAdd(num_allocated, given);

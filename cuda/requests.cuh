@@ -10,35 +10,66 @@ __device__ __forceinline__ int64_t entry_of(const int* reqs, int64_t i, int64_t 
     return seq * max_blocks_per_seq + logical;
 }
 
-// Requests of one thread block, each thread with one key: which is the first of those with its key. A hash table of
-// shared memory, at most half full; keys are not negative.
+// Which of up to 1024 keys, one a thread, is the first of those equal to it: a hash table in shared memory, at most half
+// full, whose slots hold the number of the first thread with the slot's key. Keys are not negative; a negative one is none.
 struct FirstOfKey {
-    static constexpr int SLOTS = 2048, MOST_KEYS = 1024;
-    static constexpr unsigned long long NO_KEY = ~0ull;
-    unsigned long long key[SLOTS];
+    static constexpr int SLOTS = 2048, MOST_KEYS = 1024, NOBODY = 0x7fffffff;
+    int64_t key[MOST_KEYS];
     int first[SLOTS];
 
-    // All threads, with a barrier behind it.
-    __device__ __forceinline__ void clear() {
-        for (int slot = threadIdx.x; slot < SLOTS; slot += blockDim.x) {
-            key[slot] = NO_KEY;
-            first[slot] = 0x7fffffff;
-        }
-        __syncthreads();
+    static __device__ __forceinline__ int slot_of(int64_t own) {
+        return (int)((unsigned long long)own * 0x9E3779B97F4A7C15ull >> 53);
     }
 
-    // Enter thread threadIdx.x with its key; returns the key's slot. After the next barrier first[slot] is the answer.
+    // All threads; after the next barrier slots are settled. Returns the slot of the thread's key.
     __device__ __forceinline__ int enter(int64_t own) {
-        int slot = (int)((unsigned long long)own * 0x9E3779B97F4A7C15ull >> 53);
+        for (int slot = threadIdx.x; slot < SLOTS; slot += blockDim.x) first[slot] = NOBODY;
+        key[threadIdx.x] = own;
+        __syncthreads();
+        if (own < 0) return 0;
+        int slot = slot_of(own);
         while (true) {
-            const unsigned long long found = atomicCAS(&key[slot], NO_KEY, (unsigned long long)own);
-            if (found == NO_KEY || found == (unsigned long long)own) break;
+            const int found = atomicCAS(&first[slot], NOBODY, (int)threadIdx.x);
+            if (found == NOBODY) break;
+            if (key[found] == own) {
+                atomicMin(&first[slot], (int)threadIdx.x);
+                break;
+            }
             slot = (slot + 1) % SLOTS;
         }
-        atomicMin(&first[slot], (int)threadIdx.x);
+        return slot;
+    }
+
+    // Slot of a key that was entered.
+    __device__ __forceinline__ int find(int64_t own) const {
+        int slot = slot_of(own);
+        while (key[first[slot]] != own) slot = (slot + 1) % SLOTS;
         return slot;
     }
 };
+
+// Thread blocks that wait for earlier ones, as those of a scan in one pass do (Merrill & Garland 2016, as CUB has it):
+// thread blocks start in the order of their numbers, so the ones waited for run or have run. `said` has a word for each
+// thread block, zero before.
+__device__ __forceinline__ void say(int* said, int value) {
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        atomicExch(&said[blockIdx.x], value);
+    }
+}
+
+// Sum of what all earlier thread blocks said, each not zero, once they have; what they wrote before is seen then.
+__device__ __forceinline__ int64_t heard_from_earlier(int* said) {
+    int64_t own = 0;
+    for (int i = threadIdx.x; i < blockIdx.x; i += blockDim.x) {
+        int value;
+        while ((value = *(volatile int*)&said[i]) == 0) __nanosleep(20);
+        own += value;
+    }
+    __threadfence();
+    return block_sum(own);
+}
 
 // Set valid[i] to 1 where request i is the first to name an empty entry, else to 0. One thread block does it, and only
 // it; table entries serve as marks and are -1 again behind it.

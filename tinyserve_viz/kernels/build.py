@@ -92,7 +92,7 @@ def c_parameters(source: str, name: str) -> list[str] | None:
     """
     code = re.sub(r"//[^\n]*|/\*.*?\*/", " ", source, flags=re.DOTALL)
     bounds = r"(?:__launch_bounds__\s*\([^()]*(?:\([^()]*\)[^()]*)*\)\s*)?"
-    head = rf'extern\s+"C"\s+__global__\s+{bounds}void\s+{bounds}{re.escape(name)}\s*\(([^)]*)\)'
+    head = rf'extern\s+"C"\s+__global__\s+{bounds}void\s+(?:CLUSTER\s+)?{bounds}{re.escape(name)}\s*\(([^)]*)\)'
     found = re.search(head, code)
     if not found:
         return None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Scalar, Stage, Status, ceil_div
+from tinyserve_viz.kernels.definition import Arg, Axes, KernelDef, Launch, Scalar, Stage, Status, ceil_div
 from tinyserve_viz.kernels.defs.fused_block_copy import STRIDE_HOLDS_POOL
 from tinyserve_viz.kernels.layout import F16, LAYERED_BOX, reset_boxes
 from tinyserve_viz.kernels.paging import first_of_each
@@ -24,22 +27,27 @@ FRESH_BLOCK = (
 TILE = 1024  # requests of one thread block, a thread each: a batch of no more is one launch
 
 
+CLUSTER = 8  # thread blocks of a cluster, cluster.cuh
+
+
 def tiles_beyond_one(num_requests: int) -> int:
     """Thread blocks that a batch of requests takes, 0 where one will do."""
     return ceil_div(num_requests, TILE) if num_requests > TILE else 0
 
 
-def tile_stages(*suffixes: str) -> tuple[Stage, ...]:
+def whole_clusters(axes: Axes) -> tuple[int, int, int]:
+    """A thread block per tile of requests, a whole number of clusters."""
+    return CLUSTER * max(1, ceil_div(axes["num_requests"], CLUSTER * TILE) if axes["num_requests"] > TILE else 1), 1, 1
+
+
+def several_tiles(facts: Mapping[str, Any]) -> bool:
+    """Whether one thread block or cluster does not do."""
+    return bool(facts["num_requests"] > TILE)
+
+
+def tile_stages(*suffixes: str, when: Callable[[Mapping[str, Any]], bool] = several_tiles) -> tuple[Stage, ...]:
     """Launches over the requests that only a batch of several thread blocks needs."""
-    return tuple(
-        Stage(
-            suffix,
-            lambda a: (ceil_div(a["num_requests"], TILE), 1, 1),
-            TILE,
-            lambda facts: bool(facts["num_requests"] > TILE),
-        )
-        for suffix in suffixes
-    )
+    return tuple(Stage(suffix, lambda a: (ceil_div(a["num_requests"], TILE), 1, 1), TILE, when) for suffix in suffixes)
 
 
 def valid_requests(reqs: NDArray[np.int32], block_table: NDArray[np.int32]) -> tuple[NDArray[np.bool_], Status]:
@@ -147,7 +155,7 @@ KERNEL = KernelDef(
             ("workspace_words",),
             "scratch",
             optional=True,
-            doc="valid requests of each thread block, where there are several",
+            doc="what thread blocks tell each other, where there are several",
         ),
     ),
     scalars=(
@@ -166,10 +174,10 @@ KERNEL = KernelDef(
         ),
     ),
     launch=Launch(
-        layout="a thread per request: ranks by an exclusive scan over the valid ones; then a warp per block given out",
-        grid=lambda a: (max(1, ceil_div(a["num_requests"], TILE)), 1, 1),
+        layout="a thread per request: ranks by a scan over the valid ones; then a warp per block given out",
+        grid=whole_clusters,
         threads=TILE,
-        before=tile_stages("look", "mark", "count"),
+        before=tile_stages("look", "mark", "count", when=lambda f: several_tiles(f) and f["num_requests"] > f["num_free"]),
         after=(
             Stage(
                 "forget",
@@ -178,7 +186,9 @@ KERNEL = KernelDef(
                 lambda facts: facts["has_box"],
             ),
         ),
-        scratch_axes=lambda a: {"workspace_words": tiles_beyond_one(a["num_requests"])},
+        scratch_axes=lambda a: {
+            "workspace_words": 3 * tiles + 3 if (tiles := tiles_beyond_one(a["num_requests"])) else 0
+        },
     ),
     requires=(STRIDE_HOLDS_POOL,),
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Status, ceil_div
-from tinyserve_viz.kernels.defs.block_allocation import TILE, tile_stages, tiles_beyond_one
+from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Status
+from tinyserve_viz.kernels.defs.block_allocation import TILE, tile_stages, tiles_beyond_one, whole_clusters
 from tinyserve_viz.kernels.paging import first_of_each, mapped
 
 
@@ -70,17 +70,17 @@ KERNEL = KernelDef(
             ("workspace_words",),
             "scratch",
             optional=True,
-            doc="releases and last release of each block, outcomes, counts; where one thread block does not do",
+            doc="releases of each block, first requests of each entry, where one cluster does not do",
         ),
     ),
     scalars=(),
     launch=Launch(
         layout="a thread per request; the freed list by an exclusive scan, never in atomic order",
-        grid=lambda a: (max(1, ceil_div(a["num_requests"], TILE)), 1, 1),
+        grid=whole_clusters,
         threads=TILE,
-        before=tile_stages("take", "first", "count", "list"),
+        before=tile_stages("count"),
         scratch_axes=lambda a: {
-            "workspace_words": 2 * a["num_blocks"] + a["num_requests"] + tiles
+            "workspace_words": 2 * (a["num_blocks"] + tiles) + a["num_requests"] + a["num_seqs"] * a["max_blocks_per_seq"]
             if (tiles := tiles_beyond_one(a["num_requests"]))
             else 0
         },
