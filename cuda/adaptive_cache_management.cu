@@ -50,12 +50,12 @@ extern "C" __global__ void adaptive_cache_management(
         }
         return;
     }
-    const int4 hit = __ldcs(reinterpret_cast<const int4*>(hits + first));
-    const int4 looked = __ldcs(reinterpret_cast<const int4*>(lookups + first));
-    const int4 refs = __ldcs(reinterpret_cast<const int4*>(ref + first));
-    const int4 busy = __ldcs(reinterpret_cast<const int4*>(freq + first));
-    const int4 at = __ldcs(reinterpret_cast<const int4*>(level + first));
-    const uchar4 kept = __ldcs(reinterpret_cast<const uchar4*>(cached + first));
+    const int4 hit = __ldg(reinterpret_cast<const int4*>(hits + first));
+    const int4 looked = __ldg(reinterpret_cast<const int4*>(lookups + first));
+    const int4 refs = __ldg(reinterpret_cast<const int4*>(ref + first));
+    const int4 busy = __ldg(reinterpret_cast<const int4*>(freq + first));
+    const int4 at = __ldg(reinterpret_cast<const int4*>(level + first));
+    const uchar4 kept = __ldg(reinterpret_cast<const uchar4*>(cached + first));
     const auto one = [&](int h, int l, int r, int c, int f, int v) {
         return decide(h, l, r > 0 || c != 0, f, v, hit_threshold_permille, frequency_threshold, decay_permille);
     };

@@ -12,8 +12,8 @@ __device__ __forceinline__ int pieces_of(int64_t count) {
     return (int)max((count * (int)sizeof(half) + PIECE_BYTES - 1) / PIECE_BYTES, (int64_t)1);
 }
 
-__device__ __forceinline__ uint4 load_once(const uint4* from) { return __ldcs(from); }
-__device__ __forceinline__ void store_once(uint4* to, uint4 value) { __stcs(to, value); }
+__device__ __forceinline__ uint4 load_once(const uint4* from) { return *from; }
+__device__ __forceinline__ void store_once(uint4* to, uint4 value) { *to = value; }
 
 // All of a run by one thread block: four times 16 bytes in flight in each thread where both addresses allow it.
 __device__ __forceinline__ void copy_run(const half* source, half* target, int count) {

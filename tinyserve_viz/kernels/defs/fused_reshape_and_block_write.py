@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Scalar, Status
+from tinyserve_viz.kernels.definition import Arg, Axes, KernelDef, Launch, Scalar, Status
 from tinyserve_viz.kernels.layout import BOX, F16, POOL, box_bounds, put_bounds, put_tokens
 from tinyserve_viz.kernels.paging import mapped, runs
 
@@ -66,6 +66,15 @@ def reference(
     return status
 
 
+def _touched_at_most(axes: Axes) -> tuple[int, int, int]:
+    """A thread block for each block that the new tokens can touch, or for each table entry where those are fewer.
+
+    At decode these are two per sequence, of which one only starts and stops. Without a work list thread blocks walk on.
+    """
+    touched = 2 * axes["num_seqs"] + axes["num_tokens"] // max(1, axes["block_size"])
+    return max(1, min(touched, axes["max_blocks_per_seq"] * axes["num_seqs"])), 1, 1
+
+
 KERNEL = KernelDef(
     name="fused_reshape_and_block_write",
     summary="Write the K and V of new tokens into their blocks and keep each block's key box.",
@@ -106,8 +115,7 @@ KERNEL = KernelDef(
     ),
     launch=Launch(
         layout="a thread block takes one touched block at a time: it owns the block, so the box needs no atomics",
-        # Enough to fill the chip with one block each; at decode most of a whole grid would only start and stop.
-        grid=lambda a: (max(1, min(a["max_blocks_per_seq"] * a["num_seqs"], 4096)), 1, 1),
-        threads=128,
+        grid=_touched_at_most,
+        threads=256,
     ),
 )
