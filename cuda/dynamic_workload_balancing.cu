@@ -6,28 +6,42 @@
 // TinyServe S:534 (named only); lpt: Graham 1969.
 #include "common.cuh"
 
-// Quotient of numbers that are not negative, in 32 bits where both fit: a division of 64 bits takes several times as long.
+// Quotients of numbers that are not negative. A division of 64 bits takes several times as long.
+__device__ __forceinline__ int quotient(int numerator, int denominator) {
+    return (int)((unsigned)numerator / (unsigned)denominator);
+}
+
 __device__ __forceinline__ int64_t quotient(int64_t numerator, int64_t denominator) {
-    if (((unsigned long long)(numerator | denominator) >> 32) == 0) return (unsigned)numerator / (unsigned)denominator;
     return numerator / denominator;
 }
 
-// What all sequences before one have, and all together.
+// What some sequences have together.
 struct Line {
-    int64_t units, tokens, longest;
+    int64_t units, tokens;
+    int longest;
 };
 
-// Sums over the threads before this one, and over all (with the largest of `longest`), in a thread block.
-__device__ __forceinline__ Line block_line(Line own, Line* all) {
+__device__ __forceinline__ int warp_max(int value) {
+#if __CUDA_ARCH__ >= 800
+    return __reduce_max_sync(FULL_WARP, value);
+#else
+    for (int width = WARP_SIZE / 2; width > 0; width /= 2) value = max(value, __shfl_xor_sync(FULL_WARP, value, width));
+    return value;
+#endif
+}
+
+// Sums over the threads before this one (its `longest` says nothing), and over all.
+__device__ __forceinline__ Line block_line(const Line& own, Line* all) {
     __shared__ Line of_warp[WARP_SIZE];
     const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE, warps = blockDim.x / WARP_SIZE;
     Line sum = own;
+    sum.longest = warp_max(own.longest);
     for (int width = 1; width < WARP_SIZE; width *= 2) {
         const int64_t units = __shfl_up_sync(FULL_WARP, sum.units, width);
         const int64_t tokens = __shfl_up_sync(FULL_WARP, sum.tokens, width);
-        const int64_t longest = __shfl_up_sync(FULL_WARP, sum.longest, width);
         if (lane < width) continue;
-        sum = {sum.units + units, sum.tokens + tokens, max(sum.longest, longest)};
+        sum.units += units;
+        sum.tokens += tokens;
     }
     __syncthreads();  // of_warp may still be read from the call before
     if (lane == WARP_SIZE - 1) of_warp[warp] = sum;
@@ -40,6 +54,76 @@ __device__ __forceinline__ Line block_line(Line own, Line* all) {
         *all = {all->units + other.units, all->tokens + other.tokens, max(all->longest, other.longest)};
     }
     return before;
+}
+
+// The sequences in a row of all their units; rows of num_seqs.
+struct Rows {
+    int64_t *units, *start, *cuts, *tokens_before;  // cuts: borders of sequences that no worker's border meets, up to each
+};
+
+// Even shares of `total` units, in numbers of type T, which holds (num_workers + 1) * total. Returns this thread's largest
+// load; `listed`: how many segments there are.
+template <typename T>
+__device__ __forceinline__ int64_t share_evenly(const Rows& rows, T total, T all_tokens, int num_seqs, T num_workers,
+                                                int block_size, int64_t* ranges, int64_t* load, int* segments,
+                                                int64_t* segment_range, int* seq_segments, int64_t* listed) {
+    const auto share = [&](T worker) { return quotient((T)(worker * total), num_workers); };
+    const auto workers_below = [&](T unit) { return quotient((T)(unit * num_workers + total - 1), total); };
+    T own_cuts = 0, largest = 0;
+    for (int first = 0; first < num_seqs; first += blockDim.x) {
+        const int seq = first + threadIdx.x;
+        const T units = seq < num_seqs ? (T)rows.units[seq] : 0, start = units ? (T)rows.start[seq] : 0, end = start + units;
+        // Workers' borders below a unit: those of so many workers. Each counts once: with fewer units than workers every
+        // unit is a border.
+        const T next = units ? workers_below(start) : 0, behind = units ? workers_below(end) : 0;
+        const T border = share(next);  // the first that is not below the start
+        const bool cuts = units && border != start;
+        int in_tile;
+        const T before = own_cuts + block_rank(cuts, &in_tile);
+        own_cuts += in_tile;
+        if (seq >= num_seqs) continue;
+        rows.cuts[seq] = before + cuts;
+        const T at = units ? min(start, next) + before : 0;
+        seq_segments[2 * seq] = (int)at;
+        seq_segments[2 * seq + 1] = (int)(units ? cuts + min(end, behind) - min(start, next) : 0);
+        if (!cuts) continue;
+        segments[3 * at] = seq;
+        segments[3 * at + 1] = 0;
+        segments[3 * at + 2] = (int)(min(border, end) - start);
+    }
+    __syncthreads();
+    const T all_listed = min(total, num_workers) + own_cuts;
+    *listed = all_listed;
+    // A lane finds where a worker's border lies: its sequence, its place in the list, the tokens before it. The end of the
+    // share is the next lane's border, so a warp has 31 workers.
+    const int lane = threadIdx.x % WARP_SIZE, step = WARP_SIZE - 1;
+    int halves = 1;
+    while (halves < num_seqs) halves *= 2;
+    for (T first = (int)threadIdx.x / WARP_SIZE * step; first < num_workers; first += (int)blockDim.x / WARP_SIZE * step) {
+        const T worker = min(first + lane, num_workers), from = share(worker);
+        int seq = 0;  // the last sequence that starts at or before the border
+        for (int half = halves / 2; half > 0; half /= 2) {
+            if (seq + half < num_seqs && (T)rows.start[seq + half] <= from) seq += half;
+        }
+        const bool inside = from < total;
+        const T start = inside ? (T)rows.start[seq] : 0, end = inside ? start + (T)rows.units[seq] : 0;
+        const T at = inside ? (total < num_workers ? from : worker) + (T)rows.cuts[seq] : all_listed;
+        const T tokens = inside ? (T)rows.tokens_before[seq] + (from - start) * block_size : all_tokens;
+        const T to = __shfl_down_sync(FULL_WARP, from, 1), next_at = __shfl_down_sync(FULL_WARP, at, 1);
+        const T next_tokens = __shfl_down_sync(FULL_WARP, tokens, 1);
+        if (lane == step || worker >= num_workers) continue;
+        ranges[2 * worker] = from;
+        ranges[2 * worker + 1] = to;
+        segment_range[2 * worker] = at;
+        segment_range[2 * worker + 1] = next_at;
+        load[worker] = next_tokens - tokens;
+        largest = max(largest, (T)(next_tokens - tokens));
+        if (from == to) continue;
+        segments[3 * at] = seq;
+        segments[3 * at + 1] = (int)(from - start);
+        segments[3 * at + 2] = (int)(min(to, end) - start);
+    }
+    return largest;
 }
 
 extern "C" __global__ void dynamic_workload_balancing(
@@ -73,18 +157,17 @@ extern "C" __global__ void dynamic_workload_balancing(
     int* const worker_of = order + num_seqs;                                                 // worker of the i-th of them
     int flags = 0;
 
-    const auto units_of = [&](int64_t seq) { return unit_row[seq]; };
-    const auto tokens_of = [&](int64_t seq) { return token_row[seq]; };
     Line line = {0, 0, 0};
     for (int64_t first = 0; first < num_seqs; first += blockDim.x) {
         const int64_t seq = first + threadIdx.x;
         Line own = {0, 0, 0}, all;
         if (seq < num_seqs) {
             const int given = seq_lens[seq], wanted = kept ? kept[seq] : 0, length = max(given, 0);
-            const int blocks = (int)quotient((int64_t)length + block_size - 1, block_size);
-            own.units = kept ? min(max(wanted, 0), blocks) : blocks;
-            own.longest = own.tokens = own.units > 0 ? length - (blocks - own.units) * block_size : 0;
-            if (given < 0 || (kept && wanted != own.units)) flags |= STATUS_RANGE;
+            const int blocks = (int)(((unsigned)length + block_size - 1) / (unsigned)block_size);
+            const int units = kept ? min(max(wanted, 0), blocks) : blocks;
+            own.units = units;
+            own.tokens = own.longest = units > 0 ? length - (blocks - units) * block_size : 0;
+            if (given < 0 || (kept && wanted != units)) flags |= STATUS_RANGE;
         }
         const Line before = block_line(own, &all);
         if (seq < num_seqs) {
@@ -96,72 +179,19 @@ extern "C" __global__ void dynamic_workload_balancing(
     }
     const int64_t total = line.units, all_tokens = line.tokens;
     if (threadIdx.x == blockDim.x - 1) {
-        imbalance_permille[0] = all_tokens ? line.longest * num_seqs * 1000 / all_tokens : 0;
+        imbalance_permille[0] = all_tokens ? (int64_t)line.longest * num_seqs * 1000 / all_tokens : 0;
     }
     __syncthreads();
 
     int64_t listed = 0, largest = 0;
     if (mode == 0) {
-        const auto share = [&](int64_t worker) { return quotient(worker * total, num_workers); };
-        const auto workers_below = [&](int64_t unit) { return quotient(unit * num_workers + total - 1, total); };
-        int64_t own_cuts = 0;
-        for (int64_t first = 0; first < num_seqs; first += blockDim.x) {
-            const int64_t seq = first + threadIdx.x;
-            const bool some = seq < num_seqs && unit_row[seq] > 0;
-            const int64_t start = some ? start_of[seq] : 0, end = some ? start + unit_row[seq] : 0;
-            // Workers' borders below a unit: those of so many workers. Each counts once: with fewer units than workers
-            // every unit is a border.
-            const int64_t next = some ? workers_below(start) : 0, behind = some ? workers_below(end) : 0;
-            const int64_t border = share(next);  // the first that is not below the start
-            const bool cuts = some && border != start;
-            int in_tile;
-            const int64_t before = own_cuts + block_rank(cuts, &in_tile);
-            own_cuts += in_tile;
-            if (seq >= num_seqs) continue;
-            cuts_of[seq] = before + cuts;
-            const int64_t at = some ? min(start, next) + before : 0;
-            const int64_t count = some ? cuts + min(end, behind) - min(start, next) : 0;
-            seq_segments[2 * seq] = (int)at;
-            seq_segments[2 * seq + 1] = (int)count;
-            if (!cuts) continue;
-            segments[3 * at] = (int)seq;
-            segments[3 * at + 1] = 0;
-            segments[3 * at + 2] = (int)(min(border, end) - start);
-        }
-        __syncthreads();
-        listed = min(total, num_workers) + own_cuts;
-        // Where a worker's border lies: its sequence, its place in the list, the tokens before it.
-        const auto place = [&](int64_t worker, int64_t unit, int64_t* seq, int64_t* at, int64_t* tokens) {
-            *seq = -1;
-            *at = listed;
-            *tokens = all_tokens;
-            if (unit >= total) return;
-            int64_t low = 0, high = num_seqs;  // the last sequence that starts at or before the unit
-            while (high - low > 1) {
-                const int64_t middle = (low + high) / 2;
-                if (start_of[middle] <= unit) low = middle;
-                else high = middle;
-            }
-            *seq = low;
-            *at = (total < num_workers ? unit : worker) + cuts_of[low];
-            *tokens = token_row[low] + (unit - start_of[low]) * block_size;
-        };
-        for (int64_t worker = threadIdx.x; worker < num_workers; worker += blockDim.x) {
-            const int64_t from = share(worker), to = share(worker + 1);
-            int64_t seq, at, tokens, next_seq, next_at, next_tokens;
-            place(worker, from, &seq, &at, &tokens);
-            place(worker + 1, to, &next_seq, &next_at, &next_tokens);
-            ranges[2 * worker] = from;
-            ranges[2 * worker + 1] = to;
-            segment_range[2 * worker] = at;
-            segment_range[2 * worker + 1] = next_at;
-            load[worker] = next_tokens - tokens;
-            largest = max(largest, next_tokens - tokens);
-            if (from == to) continue;
-            const int64_t start = start_of[seq];
-            segments[3 * at] = (int)seq;
-            segments[3 * at + 1] = (int)(from - start);
-            segments[3 * at + 2] = (int)(min(to, start + unit_row[seq]) - start);
+        const Rows even = {unit_row, start_of, cuts_of, token_row};
+        if (all_tokens < 1ll << 31 && (num_workers + 1) * total < 1ll << 31) {
+            largest = share_evenly<int>(even, (int)total, (int)all_tokens, (int)num_seqs, (int)num_workers, block_size,
+                                        ranges, load, segments, segment_range, seq_segments, &listed);
+        } else {
+            largest = share_evenly<int64_t>(even, total, all_tokens, (int)num_seqs, num_workers, block_size, ranges, load,
+                                            segments, segment_range, seq_segments, &listed);
         }
     } else {
         const auto units_of = [&](int64_t seq) { return unit_row[seq]; };
