@@ -263,6 +263,24 @@ _PLANS = (
     ),
     Case(
         "intelligent_memory_compaction",
+        "beyond_a_cluster",
+        "a pool of more blocks than a cluster takes",
+        _random_plan(9_001, 0.4, 8, **_ALWAYS | {"min_gain": 300}),
+    ),
+    Case(
+        "intelligent_memory_compaction",
+        "beyond_a_cluster_little_room",
+        "a long pool and a short list",
+        _plan(np.tile([0, 1, 0], 3000), room=37, **_ALWAYS),
+    ),
+    Case(
+        "intelligent_memory_compaction",
+        "long_list",
+        "a list longer than the pool and than a cluster's rows",
+        _plan(np.tile([0, 1, 0], 1500), room=9_000, **_ALWAYS),
+    ),
+    Case(
+        "intelligent_memory_compaction",
         "defaults",
         "trigger, payback and weights as they come",
         _random_plan(600, 0.4, 5),

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from tinyserve_viz.core.compaction import VERDICTS, CompactionRule, plan
 from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Scalar, Stage, Status, ceil_div
+from tinyserve_viz.kernels.defs.block_allocation import CLUSTER
 from tinyserve_viz.kernels.parameters import default
 
 METRICS = (
@@ -129,11 +130,16 @@ KERNEL = KernelDef(
         ),
     ),
     launch=Launch(
-        layout="scans over the pool rank holes from below and movers from above; one thread block finds how many pay",
-        grid=lambda _a: (1, 1, 1),
+        layout="ranks of holes from below and of movers from above by scans over the pool; how many pay, by counting",
+        grid=lambda _a: (CLUSTER, 1, 1),
         threads=STRETCH,
         before=tuple(
-            Stage(suffix, lambda a: (max(1, ceil_div(a["num_blocks"], STRETCH)), 1, 1), STRETCH)
+            Stage(
+                suffix,
+                lambda a: (max(1, ceil_div(a["num_blocks"], STRETCH)), 1, 1),
+                STRETCH,
+                lambda facts: facts["num_blocks"] > CLUSTER * STRETCH,
+            )
             for suffix in ("tally", "rank")
         ),
         after=(
@@ -141,9 +147,11 @@ KERNEL = KernelDef(
                 "settle",
                 lambda a: (ceil_div(a["max_moves"], STRETCH), 1, 1),
                 STRETCH,
-                lambda facts: facts["max_moves"] > 0,
+                lambda facts: facts["max_moves"] > 0 and facts["num_blocks"] > CLUSTER * STRETCH,
             ),
         ),
-        scratch_axes=lambda a: {"workspace_words": 5 * max(1, ceil_div(a["num_blocks"], STRETCH)) + 2},
+        scratch_axes=lambda a: {
+            "workspace_words": 5 * ceil_div(a["num_blocks"], STRETCH) + 2 if a["num_blocks"] > CLUSTER * STRETCH else 0
+        },
     ),
 )
