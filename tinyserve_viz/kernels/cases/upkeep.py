@@ -320,25 +320,26 @@ def _fragments(
     return make
 
 
-def _big_pool() -> Call:
-    rng = np.random.default_rng(9)
-    block_table = np.full((53, 31), -1, np.int32)
-    lens = rng.integers(0, 31 * 16 + 1, 53).astype(np.int32)
-    ids = rng.permutation(2003).astype(np.int32)
-    inside = np.arange(31) < -(-lens // 16)[:, None]
-    block_table[inside] = ids[: inside.sum()]
-    ref = np.bincount(block_table[inside], minlength=2003).astype(np.int32)
-    cached = ((ref == 0) & (rng.random(2003) < 0.3)).astype(np.uint8)
-    return {"ref": ref, "cached": cached, "block_table": block_table, "seq_lens": lens}, {
-        "block_size": 16,
-        "super_size": 64,
-    }
+def _big_pool(num_blocks: int, super_size: int) -> Any:
+    def make() -> Call:
+        rng = np.random.default_rng(9)
+        width = num_blocks // 64
+        block_table = np.full((53, width), -1, np.int32)
+        lens = rng.integers(0, width * 16 + 1, 53).astype(np.int32)
+        ids = rng.permutation(num_blocks).astype(np.int32)
+        inside = np.arange(width) < -(-lens // 16)[:, None]
+        block_table[inside] = ids[: inside.sum()]
+        ref = np.bincount(block_table[inside], minlength=num_blocks).astype(np.int32)
+        cached = ((ref == 0) & (rng.random(num_blocks) < 0.3)).astype(np.uint8)
+        arrays: Arrays = {"ref": ref, "cached": cached, "block_table": block_table, "seq_lens": lens}
+        return arrays, {"block_size": 16, "super_size": super_size}
+
+    return make
 
 
-def _nearly_empty_pool() -> Call:
+def _nearly_empty_pool(num_blocks: int) -> Any:
     """A run that spans several thread blocks of 1024, ended by the last block."""
-    arrays, scalars = _fragments([[700, 4600]], [32], 4601)()
-    return arrays, scalars | {"super_size": 1500}
+    return _fragments([[700, num_blocks - 1]], [32], num_blocks, super_size=1500)
 
 
 _FRAGMENTS = (
@@ -411,8 +412,11 @@ _FRAGMENTS = (
         _fragments([[1, 2]], [99], 9),
         Status.RANGE,
     ),
-    Case("fragmentation_analysis", "big_pool", "thousands of blocks", _big_pool),
-    Case("fragmentation_analysis", "long_run", "a free run over many thread blocks", _nearly_empty_pool),
+    Case("fragmentation_analysis", "big_pool", "thousands of blocks", _big_pool(2003, 64)),
+    Case("fragmentation_analysis", "cluster_of_blocks", "as many as a cluster has threads", _big_pool(8192, 128)),
+    Case("fragmentation_analysis", "beyond_a_cluster", "one block more than that", _big_pool(8193, 128)),
+    Case("fragmentation_analysis", "long_run", "a free run over many thread blocks", _nearly_empty_pool(4601)),
+    Case("fragmentation_analysis", "longer_run", "the same beyond a cluster", _nearly_empty_pool(12_289)),
     Case("fragmentation_analysis", "all_free", "a free run as long as a large pool", _fragments([[-1]], [0], 5000)),
     Case(
         "fragmentation_analysis",

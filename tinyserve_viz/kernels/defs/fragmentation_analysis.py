@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyserve_viz.kernels.definition import Arg, Axes, KernelDef, Launch, Requirement, Scalar, Stage, Status, ceil_div
+from tinyserve_viz.kernels.defs.block_allocation import CLUSTER
 from tinyserve_viz.kernels.paging import resident
 
 METRICS = (
@@ -103,6 +107,11 @@ def _walkers(axes: Axes) -> tuple[int, int, int]:
     return max(1, ceil_div(warps, 32), ceil_div(axes["num_blocks"], STRETCH)), 1, 1
 
 
+def _beyond_a_cluster(facts: Mapping[str, Any]) -> bool:
+    """Whether the pool has more blocks than a cluster has threads."""
+    return bool(facts["num_blocks"] > CLUSTER * STRETCH)
+
+
 KERNEL = KernelDef(
     name="fragmentation_analysis",
     summary="Count waste inside blocks, free runs, the live prefix, stranded super-pages and scattered sequences.",
@@ -132,14 +141,14 @@ KERNEL = KernelDef(
         Scalar("super_size", "int32", "blocks in a super-page", 128),
     ),
     launch=Launch(
-        layout="a warp per 128 table entries for fill and scatter; then a thread per block for states and runs",
-        grid=lambda a: (max(1, ceil_div(a["num_blocks"], STRETCH)), 1, 1),
+        layout="a thread per table entry for fill and scatter; then a thread per block for states and runs",
+        grid=lambda a: (CLUSTER * max(1, ceil_div(a["num_blocks"], CLUSTER * STRETCH)), 1, 1),
         threads=STRETCH,
         before=(
-            Stage("clear", lambda a: (max(1, ceil_div(a["num_blocks"], STRETCH)), 1, 1), STRETCH),
-            Stage("walk", _walkers, STRETCH),
+            Stage("clear", lambda a: (ceil_div(a["num_blocks"], STRETCH), 1, 1), STRETCH, _beyond_a_cluster),
+            Stage("walk", _walkers, STRETCH, _beyond_a_cluster),
         ),
-        scratch_axes=lambda a: {"workspace_words": max(1, ceil_div(a["num_blocks"], STRETCH))},
+        scratch_axes=lambda a: {"workspace_words": ceil_div(a["num_blocks"], STRETCH) if _beyond_a_cluster(a) else 0},
     ),
     requires=(
         Requirement("block_size must be at least 1", lambda _axes, scalars: scalars["block_size"] >= 1),
