@@ -1,14 +1,14 @@
 // Give the i-th valid request the i-th id of the free order, or nobody any; or let the threads race for blocks (cas).
-// Up to 1024 requests: one cluster of eight thread blocks, each with an eighth of the requests, for whose sectors of
-// memory one multiprocessor would take longer; who is first to name an entry each finds for itself. More: a thread block per
-// 1024 requests that waits for the earlier ones, first until their requests stand in the entries, then for their counts;
-// when there may be too few blocks, launches before it instead, since nobody may take one before all have asked.
-// cas: one thread block. At last one warp per block that was given out empties the block's boxes.
+// An entry takes the mark of the first request that names it, in place of -1. Up to 256 requests: one thread block. Up to
+// 1024: one cluster of eight, each with an eighth of the requests, for whose sectors of memory one multiprocessor would take
+// longer. More: a thread block per 1024 requests that waits for the earlier ones, first until their marks are there, then
+// for their counts; when there may be too few blocks, launches before it instead, since nobody may take one before all
+// have asked. cas: one thread block. At last one warp per block that was given out empties the block's boxes.
 // TinyServe S:213-239. cas is its search; there a failed request left the table entry as it was.
 #include "cluster.cuh"
 #include "requests.cuh"
 
-constexpr int SCAN = 0, CAS = 1;
+constexpr int CAS = 1;  // mode; 0 is scan
 
 #define ALLOCATION_PARAMETERS                                                                                         \
     const int *reqs, const int *free_order, int *block_table, int *ref, int *gen, int *allocated, int *cas_failures,  \
@@ -69,34 +69,68 @@ __device__ __forceinline__ Candidate candidate_at(int64_t rank, const int* free_
     return {block, gen[block], ref[block] != 0 ? STATUS_CONFLICT : 0};
 }
 
-// Up to 1024 requests by a cluster: what a request needs is fetched before it is known whether it is served.
-__device__ __forceinline__ void allocate_at_once(ALLOCATION_PARAMETERS) {
-    constexpr int OWN = FirstOfKey::MOST_KEYS / CLUSTER_BLOCKS;
-    __shared__ FirstOfKey entries;
-    __shared__ Candidate candidates[OWN];
-    __shared__ int asking_in[CLUSTER_BLOCKS], given_in[CLUSTER_BLOCKS];
-    const int64_t i = cluster_rank() * OWN + threadIdx.x;
+// Marks are LOWEST + request: as unsigned numbers above every id and below -1, so that the least of an entry's stands.
+struct Marks {
+    unsigned* entries;
+    unsigned last;
+
+    __device__ __forceinline__ Marks(int* block_table, int64_t num_requests)
+        : entries(reinterpret_cast<unsigned*>(block_table)), last((unsigned)LOWEST + (unsigned)(num_requests - 1)) {}
+
+    static __device__ __forceinline__ unsigned of(int64_t i) { return (unsigned)LOWEST + (unsigned)i; }
+    // Whether the entry was empty before the call; `doubled`: another request was here before.
+    __device__ __forceinline__ bool put(int64_t entry, int64_t i, bool* doubled) const {
+        const unsigned found = atomicCAS(&entries[entry], ~0u, of(i));
+        *doubled = found >= (unsigned)LOWEST && found <= last;
+        if (*doubled) atomicMin(&entries[entry], of(i));
+        return found == ~0u || *doubled;
+    }
+    // Whether request i is the first that named the entry; once all are there.
+    __device__ __forceinline__ bool stands(int64_t entry, int64_t i) const {
+        return *(volatile unsigned*)&entries[entry] == of(i);
+    }
+};
+
+// Shared memory of one of BLOCKS thread blocks that serve up to 1024 requests.
+template <int BLOCKS>
+struct Share {
+    static constexpr int OWN = FirstOfKey::MOST_KEYS / BLOCKS;
+    Candidate candidates[OWN];
+    int asking_in[BLOCKS], first_in[BLOCKS], given_in[BLOCKS];
+};
+
+// Up to 1024 requests by BLOCKS thread blocks: what a request needs is fetched before it is known whether it is served.
+template <int BLOCKS>
+__device__ __forceinline__ void allocate_at_once(Share<BLOCKS>& share, ALLOCATION_PARAMETERS) {
+    constexpr int OWN = Share<BLOCKS>::OWN, DOUBLED = 1 << 16;
+    const Marks marks(block_table, num_requests);
+    const int64_t i = cluster_rank<BLOCKS>() * OWN + threadIdx.x;
     const bool asked = threadIdx.x < OWN && i < num_requests;
     const int64_t entry = asked ? entry_of(reqs, i, num_seqs, max_blocks_per_seq) : -1;
-    const int64_t entry_here = threadIdx.x < num_requests ? entry_of(reqs, threadIdx.x, num_seqs, max_blocks_per_seq) : -1;
-    const bool empty = entry >= 0 && block_table[entry] == -1;
     Candidate candidate = {-1, 0, STATUS_RANGE};
     if (asked) candidate = candidate_at(i, free_order, ref, gen, num_free, num_blocks);
-    entries.enter(entry_here);
-    __syncthreads();
-    const bool valid = empty && entries.first[entries.find(entry)] == i;
-    if (threadIdx.x < OWN) candidates[threadIdx.x] = candidate;
-    int here, before, asking, in_cluster;
-    const int rank_here = block_rank(valid, &here);
-    tell_cluster(asking_in, here);
-    cluster_barrier();
-    sums_told(asking_in, &before, &asking);
+    bool doubled = false;
+    bool valid = entry >= 0 && marks.put(entry, i, &doubled);
+    if (threadIdx.x < OWN) share.candidates[threadIdx.x] = candidate;
+    int here, before, asking;
+    int rank = block_rank(valid, &here);
+    const int any_doubled = __syncthreads_or(doubled);
+    tell_cluster<BLOCKS>(share.asking_in, here + (any_doubled ? DOUBLED : 0));
+    cluster_barrier<BLOCKS>();
+    sums_told<BLOCKS>(share.asking_in, &before, &asking);
+    if (asking >= DOUBLED) {  // somewhere an entry was named twice: now all marks are there
+        valid = valid && marks.stands(entry, i);
+        rank = block_rank(valid, &here);
+        tell_cluster<BLOCKS>(share.first_in, here);
+        cluster_barrier<BLOCKS>();
+        sums_told<BLOCKS>(share.first_in, &before, &asking);
+    }
+    rank += before;
     const int64_t served = asking <= num_free ? asking : all_or_nothing ? 0 : num_free;
     int flags = asking > num_free ? STATUS_OOM : 0;
     if (asked && !valid) flags |= entry < 0 ? STATUS_RANGE : STATUS_ALREADY_MAPPED;
-    const int rank = before + rank_here;
     const bool taking = valid && rank < served;
-    if (taking && rank != i) candidate = *shared_of(&candidates[rank % OWN], rank / OWN);
+    if (taking && rank != i) candidate = *shared_of<BLOCKS>(&share.candidates[rank % OWN], rank / OWN);
     if (taking) flags |= candidate.wrong;
     const int block = taking && candidate.wrong == 0 ? candidate.block : -1;
     if (asked) {
@@ -105,39 +139,34 @@ __device__ __forceinline__ void allocate_at_once(ALLOCATION_PARAMETERS) {
     }
     if (block >= 0) {
         hand_out(block, candidate.gen, entry, block_table, ref, gen, uses, freq, level, hits, lookups, history);
+    } else if (valid) {
+        block_table[entry] = -1;  // no mark stays
     }
     const int given = __syncthreads_count(block >= 0);
-    tell_cluster(given_in, given);
+    tell_cluster<BLOCKS>(share.given_in, given);
     if (flags) atomicOr(status, flags);
-    cluster_barrier();  // nobody leaves while another may still look into its shared memory
+    cluster_barrier<BLOCKS>();  // nobody leaves while another may still look into its shared memory
     if (i != 0) return;
-    sums_told(given_in, &before, &in_cluster);
-    num_allocated[0] = in_cluster;
+    int all_given;
+    sums_told<BLOCKS>(share.given_in, &before, &all_given);
+    num_allocated[0] = all_given;
 }
 
-// More requests, as many as there are ids or fewer. An entry takes the mark of the first request that names it: marks
-// are LOWEST + request, and as unsigned numbers above every id and below -1, so that the least stands.
+// More requests, as many as there are ids or fewer.
 __device__ __forceinline__ void allocate_in_order(ALLOCATION_PARAMETERS) {
     __shared__ int given_here;
     const int64_t tiles = tiles_of(workspace_words), i = request_of_thread();
     int* const cells = workspace + 3 * tiles;
     const bool asked = i < num_requests;
     const int64_t entry = asked ? entry_of(reqs, i, num_seqs, max_blocks_per_seq) : -1;
-    const unsigned own_mark = (unsigned)LOWEST + (unsigned)i, last_mark = (unsigned)LOWEST + (unsigned)(num_requests - 1);
-    const unsigned nothing = ~0u;
-    unsigned* const marks = reinterpret_cast<unsigned*>(block_table);
+    const Marks marks(block_table, num_requests);
     Candidate candidate = {-1, 0, STATUS_RANGE};
     if (asked) candidate = candidate_at(i, free_order, ref, gen, num_free, num_blocks);
-    bool empty = false;
-    if (entry >= 0) {
-        const unsigned found = atomicCAS(&marks[entry], nothing, own_mark);
-        const bool marked = found >= (unsigned)LOWEST && found <= last_mark;
-        empty = found == nothing || marked;
-        if (marked) atomicMin(&marks[entry], own_mark);
-    }
+    bool doubled = false;
+    const bool empty = entry >= 0 && marks.put(entry, i, &doubled);
     say(workspace, 1);
     heard_from_earlier(workspace);
-    const bool valid = empty && *(volatile unsigned*)&marks[entry] == own_mark;
+    const bool valid = empty && marks.stands(entry, i);
     int here;
     const int rank_here = block_rank(valid, &here);
     say(workspace + tiles, here + 1);
@@ -172,7 +201,7 @@ __device__ __forceinline__ void allocate_in_order(ALLOCATION_PARAMETERS) {
     for (int64_t k = threadIdx.x; k < 2 * tiles; k += blockDim.x) workspace[k] = 0;
     for (int64_t k = threadIdx.x; marks_left && k < num_requests; k += blockDim.x) {
         const int64_t of_k = entry_of(reqs, k, num_seqs, max_blocks_per_seq);
-        if (of_k >= 0) atomicCAS(&marks[of_k], (unsigned)LOWEST + (unsigned)k, nothing);
+        if (of_k >= 0) atomicCAS(&marks.entries[of_k], Marks::of(k), ~0u);
     }
 }
 
@@ -210,7 +239,38 @@ __device__ __forceinline__ void allocate_by_search(ALLOCATION_PARAMETERS) {
     if (threadIdx.x == 0) num_allocated[0] = (int)given;
 }
 
-extern "C" __global__ void CLUSTER block_allocation(
+extern "C" __global__ void block_allocation_few(ALLOCATION_PARAMETERS) {
+    if (mode == CAS) {
+        allocate_by_search(reqs, free_order, block_table, ref, gen, allocated, cas_failures, num_allocated, uses, freq, level,
+                         hits, lookups, history, box, workspace, num_requests, num_free, num_seqs, max_blocks_per_seq,
+                         num_blocks, num_layers, layer_stride, num_kv_heads, head_dim, workspace_words, mode,
+                         all_or_nothing, status);
+    } else {
+        __shared__ Share<1> share;
+        allocate_at_once<1>(share, reqs, free_order, block_table, ref, gen, allocated, cas_failures, num_allocated, uses, freq, level,
+                         hits, lookups, history, box, workspace, num_requests, num_free, num_seqs, max_blocks_per_seq,
+                         num_blocks, num_layers, layer_stride, num_kv_heads, head_dim, workspace_words, mode,
+                         all_or_nothing, status);
+    }
+}
+
+extern "C" __global__ void CLUSTER block_allocation_spread(ALLOCATION_PARAMETERS) {
+    if (mode == CAS) {
+        if (blockIdx.x > 0) return;
+        allocate_by_search(reqs, free_order, block_table, ref, gen, allocated, cas_failures, num_allocated, uses, freq, level,
+                         hits, lookups, history, box, workspace, num_requests, num_free, num_seqs, max_blocks_per_seq,
+                         num_blocks, num_layers, layer_stride, num_kv_heads, head_dim, workspace_words, mode,
+                         all_or_nothing, status);
+    } else if (blockIdx.x < CLUSTER_BLOCKS) {
+        __shared__ Share<CLUSTER_BLOCKS> share;
+        allocate_at_once<CLUSTER_BLOCKS>(share, reqs, free_order, block_table, ref, gen, allocated, cas_failures, num_allocated, uses, freq, level,
+                         hits, lookups, history, box, workspace, num_requests, num_free, num_seqs, max_blocks_per_seq,
+                         num_blocks, num_layers, layer_stride, num_kv_heads, head_dim, workspace_words, mode,
+                         all_or_nothing, status);
+    }
+}
+
+extern "C" __global__ void block_allocation(
     const int* reqs,        // [num_requests][2] sequence, logical block
     const int* free_order,  // [num_free] distinct free ids in the order in which they are given out
     int* block_table,       // [num_seqs][max_blocks_per_seq], -1 = no block
@@ -250,15 +310,6 @@ extern "C" __global__ void CLUSTER block_allocation(
         return;
     }
     const int64_t tiles = tiles_of(workspace_words);
-    if (tiles <= 0) {
-        if (blockIdx.x < CLUSTER_BLOCKS) {
-            allocate_at_once(reqs, free_order, block_table, ref, gen, allocated, cas_failures, num_allocated, uses, freq,
-                             level, hits, lookups, history, box, workspace, num_requests, num_free, num_seqs,
-                             max_blocks_per_seq, num_blocks, num_layers, layer_stride, num_kv_heads, head_dim,
-                             workspace_words, mode, all_or_nothing, status);
-        }
-        return;
-    }
     if (num_requests <= num_free) {
         allocate_in_order(reqs, free_order, block_table, ref, gen, allocated, cas_failures, num_allocated, uses, freq,
                           level, hits, lookups, history, box, workspace, num_requests, num_free, num_seqs,

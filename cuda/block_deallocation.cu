@@ -1,8 +1,9 @@
 // Take one reference back per request, clear its table entry, and list the blocks whose last reference went, in request
-// order. Up to 1024 requests: one cluster of eight thread blocks, each with an eighth of the requests; who is first to name
-// an entry, and who else releases a block, each finds for itself. More: a thread block per 1024 requests in two launches,
-// where one waits for the earlier ones; the first gives each entry's content to the first request that names it and counts
-// the releases of each block. The freed list comes from an exclusive scan, never in atomic order.
+// order. Up to 256 requests: one thread block. Up to 1024: one cluster of eight, each with an eighth of the requests. Both
+// take entries and references at once, by atomics; only where a block had other than one reference or an entry gave nothing
+// do they look who else named the entry or the block. More: a thread block per 1024 requests in two launches, where one
+// waits for the earlier ones; the first gives each entry's content to the first request that names it and counts the
+// releases of each block. The freed list comes from an exclusive scan, never in atomic order.
 // TinyServe's published code (not in its README).
 #include "cluster.cuh"
 #include "requests.cuh"
@@ -58,52 +59,106 @@ __device__ __forceinline__ int outcome(const int* released, int64_t i, int block
     return references - earlier == 1 ? FREES : references <= earlier ? WITHOUT_REFERENCE : 0;
 }
 
-// Up to 1024 requests by a cluster.
-__device__ __forceinline__ void release_at_once(DEALLOCATION_PARAMETERS) {
-    constexpr int OWN = FirstOfKey::MOST_KEYS / CLUSTER_BLOCKS;
-    __shared__ FirstOfKey keys;  // of entries, then of blocks
-    __shared__ int releases[FirstOfKey::SLOTS], last_of[FirstOfKey::SLOTS], block_of[FirstOfKey::MOST_KEYS];
-    __shared__ int listed_in[CLUSTER_BLOCKS];
-    const int i = cluster_rank() * OWN + threadIdx.x;
+// Requests of the whole batch, where some must know of each other.
+struct Batch {
+    static constexpr int MOST = FirstOfKey::MOST_KEYS;
+    FirstOfKey keys;  // of entries, then of blocks
+    int block[MOST], references[MOST];  // what a request took and how many references the block had then; -1: nothing
+    int releases[MOST], last[MOST], held[MOST];  // of a block, at the first request that releases it
+};
+
+// Up to 1024 requests by BLOCKS thread blocks.
+template <int BLOCKS>
+__device__ __forceinline__ void release_at_once(Batch& batch, int* told, DEALLOCATION_PARAMETERS) {
+    constexpr int OWN = FirstOfKey::MOST_KEYS / BLOCKS, OTHERWISE = 1 << 16;
+    const int i = cluster_rank<BLOCKS>() * OWN + threadIdx.x;
     const bool asked = threadIdx.x < OWN && i < num_requests;
     const int64_t entry = asked ? entry_of(reqs, i, num_seqs, max_blocks_per_seq) : -1;
-    const int64_t entry_here = threadIdx.x < num_requests ? entry_of(reqs, threadIdx.x, num_seqs, max_blocks_per_seq) : -1;
-    const int content = entry >= 0 ? block_table[entry] : -1;
-    for (int slot = threadIdx.x; slot < FirstOfKey::SLOTS; slot += blockDim.x) releases[slot] = last_of[slot] = 0;
-    keys.enter(entry_here);
-    __syncthreads();
-    const bool first = entry >= 0 && keys.first[keys.find(entry)] == i;
-    const bool held = first && content >= 0 && content < num_blocks;
-    const int block = held ? content : -1, references = held ? ref[block] : 0;
-    for (int rank = 0; threadIdx.x < OWN && rank < CLUSTER_BLOCKS; ++rank) *shared_of(&block_of[i], rank) = block;
-    int flags = 0;
-    if (asked && !held) flags |= entry < 0 || (first && content != -1) ? STATUS_RANGE : STATUS_UNMAPPED;
-    cluster_barrier();  // all know all blocks, and have read keys.first
-    const int slot = keys.enter(block_of[threadIdx.x]);
-    if (block_of[threadIdx.x] >= 0) {
-        atomicAdd(&releases[slot], 1);
-        atomicMax(&last_of[slot], (int)threadIdx.x + 1);
-    }
-    __syncthreads();
-    const int own_slot = held ? keys.find(block) : 0;
-    const bool last = held && last_of[own_slot] == i + 1;
-    const int found = held ? outcome(block_of, i, block, releases[own_slot], last, references) : 0;
-    if (found == WITHOUT_REFERENCE) flags |= STATUS_DOUBLE_FREE;
+    const int block = entry >= 0 ? atomicExch(&block_table[entry], -1) : -1;
+    const bool content = block >= 0 && block < num_blocks;
+    const int references = content ? atomicAdd(&ref[block], -1) : 0;
+    const bool plain = !asked || (content && references == 1);
     int here, before, listed;
-    const int rank_here = block_rank(found == FREES, &here);
-    tell_cluster(listed_in, here);
-    cluster_barrier();
-    sums_told(listed_in, &before, &listed);
-    if (asked) released[i] = found == WITHOUT_REFERENCE ? -1 : block;
-    if (asked && i >= listed) freed[i] = -1;
-    if (found == FREES) freed[before + rank_here] = block;
-    if (entry >= 0) block_table[entry] = -1;
-    if (last) ref[block] = references - min(releases[own_slot], max(references, 0));
+    const int rank = block_rank(asked && plain, &here);
+    const bool otherwise = __syncthreads_or(!plain);
+    tell_cluster<BLOCKS>(told, here + (otherwise ? OTHERWISE : 0));
+    cluster_barrier<BLOCKS>();
+    sums_told<BLOCKS>(told, &before, &listed);
+    if (listed >= OTHERWISE) {
+        // Every thread block of the cluster looks at the whole batch, thread k at request k.
+        for (int to = 0; threadIdx.x < OWN && to < BLOCKS; ++to) {
+            *shared_of<BLOCKS>(&batch.block[i], to) = block;
+            *shared_of<BLOCKS>(&batch.references[i], to) = references;
+        }
+        cluster_barrier<BLOCKS>();
+        const int k = threadIdx.x, taken = batch.block[k], with_references = batch.references[k];
+        const int64_t entry_of_k = k < num_requests ? entry_of(reqs, k, num_seqs, max_blocks_per_seq) : -1;
+        batch.block[k] = -1;
+        batch.releases[k] = batch.last[k] = 0;
+        batch.held[k] = (int)0x80000000;
+        int slot = batch.keys.enter(entry_of_k);
+        __syncthreads();
+        const int first = batch.keys.first[slot];
+        if (entry_of_k >= 0 && taken != -1) {  // one of those that name the entry took its content: it is the first one's
+            batch.block[first] = taken;
+            batch.references[first] = with_references;
+        }
+        __syncthreads();
+        const int found = batch.block[k];
+        const bool held = found >= 0 && found < num_blocks;
+        int wrong = 0;
+        if (k < num_requests && !held) wrong = entry_of_k < 0 || found != -1 ? STATUS_RANGE : STATUS_UNMAPPED;
+        if (!held) batch.block[k] = -1;
+        slot = batch.keys.enter(held ? found : -1);
+        __syncthreads();
+        const int with = batch.keys.first[slot];
+        if (held) {
+            atomicAdd(&batch.releases[with], 1);
+            atomicMax(&batch.last[with], k + 1);
+            atomicMax(&batch.held[with], batch.references[k]);
+        }
+        __syncthreads();
+        int comes_to = 0;
+        if (held) {
+            const int releases = batch.releases[with], had = batch.held[with];
+            const bool last = batch.last[with] == k + 1;
+            comes_to = outcome(batch.block, k, found, releases, last, had);
+            if (comes_to == WITHOUT_REFERENCE) wrong |= STATUS_DOUBLE_FREE;
+            // As many references less as releases, but no more than it had.
+            if (last && k / OWN == cluster_rank<BLOCKS>() && releases > had) ref[found] = min(had, 0);
+        }
+        // A request's thread of its own thread block writes; every thread block knows all.
+        const int rank_of_k = block_rank(comes_to == FREES, &listed);
+        if (k < num_requests && k / OWN == cluster_rank<BLOCKS>()) {
+            released[k] = held && comes_to != WITHOUT_REFERENCE ? found : -1;
+            if (k >= listed) freed[k] = -1;
+            if (comes_to == FREES) freed[rank_of_k] = found;
+            if (wrong) atomicOr(status, wrong);
+        }
+    } else if (asked) {
+        released[i] = block;
+        if (i >= listed) freed[i] = -1;
+        freed[before + rank] = block;
+    }
     if (i == 0) num_freed[0] = listed;
-    if (flags) atomicOr(status, flags);
 }
 
-extern "C" __global__ void CLUSTER block_deallocation(
+extern "C" __global__ void block_deallocation_few(DEALLOCATION_PARAMETERS) {
+    __shared__ Batch batch;
+    __shared__ int told[1];
+    release_at_once<1>(batch, told, reqs, block_table, ref, released, freed, num_freed, workspace, num_requests, num_seqs,
+                        max_blocks_per_seq, num_blocks, workspace_words, status);
+}
+
+extern "C" __global__ void CLUSTER block_deallocation_spread(DEALLOCATION_PARAMETERS) {
+    if (blockIdx.x >= CLUSTER_BLOCKS) return;
+    __shared__ Batch batch;
+    __shared__ int told[CLUSTER_BLOCKS];
+    release_at_once<CLUSTER_BLOCKS>(batch, told, reqs, block_table, ref, released, freed, num_freed, workspace, num_requests, num_seqs,
+                        max_blocks_per_seq, num_blocks, workspace_words, status);
+}
+
+extern "C" __global__ void block_deallocation(
     const int* reqs,   // [num_requests][2] sequence, logical block
     int* block_table,  // [num_seqs][max_blocks_per_seq], -1 = no block
     int* ref,          // [num_blocks]
@@ -117,16 +172,8 @@ extern "C" __global__ void CLUSTER block_deallocation(
     int64_t num_blocks,
     int64_t workspace_words,
     int* status) {
-    if (num_requests <= FirstOfKey::MOST_KEYS) {
-        if (blockIdx.x < CLUSTER_BLOCKS) {
-            release_at_once(reqs, block_table, ref, released, freed, num_freed, workspace, num_requests, num_seqs,
-                            max_blocks_per_seq, num_blocks, workspace_words, status);
-        }
-        return;
-    }
     const Releases of(workspace, num_requests, num_blocks, num_seqs * max_blocks_per_seq);
-    const int64_t i = request_of_thread(), tiles = (num_requests + blockDim.x - 1) / blockDim.x;
-    if (blockIdx.x >= tiles) return;
+    const int64_t i = request_of_thread();
     const int64_t entry = i < num_requests ? entry_of(reqs, i, num_seqs, max_blocks_per_seq) : -1;
     const int block = i < num_requests ? of.block[i] : -1;
     const int releases = block >= 0 ? of.count[block] : 0, references = block >= 0 ? ref[block] : 0;
@@ -144,7 +191,7 @@ extern "C" __global__ void CLUSTER block_deallocation(
     if (found == WITHOUT_REFERENCE) atomicOr(status, STATUS_DOUBLE_FREE);
     const int64_t before = heard_from_earlier(of.listed) - blockIdx.x;
     if (found == FREES) freed[before + rank] = block;
-    if (threadIdx.x == 0 && blockIdx.x == tiles - 1) num_freed[0] = (int)before + listed;
+    if (threadIdx.x == 0 && blockIdx.x == gridDim.x - 1) num_freed[0] = (int)before + listed;
     if (!last) return;
     // The last request that releases a block settles its count, once the others have seen it: as many references less,
     // but no more than it had.

@@ -13,52 +13,55 @@ constexpr int CLUSTER_BLOCKS = 8;
 constexpr int CLUSTER_BLOCKS = 1;
 #endif
 
-// This thread block's number in its cluster.
+// What follows is for BLOCKS thread blocks that work together: CLUSTER_BLOCKS in a kernel declared with CLUSTER, or 1.
+
+// This thread block's number among them.
+template <int BLOCKS = CLUSTER_BLOCKS>
 __device__ __forceinline__ int cluster_rank() {
-    if (CLUSTER_BLOCKS == 1) return 0;
-#ifdef EMU
-    return emu_cluster_rank();
-#else
-    return (int)(blockIdx.x % CLUSTER_BLOCKS);
-#endif
+    return (int)(blockIdx.x % BLOCKS);
 }
 
-// A barrier over all threads of the cluster, behind which writes to each other's shared memory are seen.
+// A barrier over all their threads, behind which writes to each other's shared memory are seen.
+template <int BLOCKS = CLUSTER_BLOCKS>
 __device__ __forceinline__ void cluster_barrier() {
-#ifdef EMU
-    emu_cluster_barrier();
-#elif !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-#else
-    __syncthreads();
+    if constexpr (BLOCKS == 1) {
+        __syncthreads();
+    } else {
+#if __CUDA_ARCH__ >= 900
+        asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
+    }
 }
 
-// Where thread block `rank` of the cluster has this variable of shared memory.
-template <typename T>
+// Where thread block `rank` has this variable of shared memory.
+template <int BLOCKS = CLUSTER_BLOCKS, typename T>
 __device__ __forceinline__ T* shared_of(T* own, int rank) {
-#ifdef EMU
-    return (T*)emu_remote(own, rank);
-#elif !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-    unsigned long long found;
-    asm("mapa.u64 %0, %1, %2;" : "=l"(found) : "l"((unsigned long long)own), "r"(rank));
-    return reinterpret_cast<T*>(found);
+    if constexpr (BLOCKS == 1) {
+        return own;
+    } else {
+#if __CUDA_ARCH__ >= 900
+        unsigned long long found;
+        asm("mapa.u64 %0, %1, %2;" : "=l"(found) : "l"((unsigned long long)own), "r"(rank));
+        return reinterpret_cast<T*>(found);
 #else
-    return own;
+        return own;
 #endif
+    }
 }
 
-// Tell every thread block of the cluster this one's number: told[rank] in each. The first threads do it; a
-// cluster_barrier must follow before anybody reads.
+// Tell every one of them a number: told[rank] in each. The first threads do it; a cluster_barrier must follow before
+// anybody reads.
+template <int BLOCKS = CLUSTER_BLOCKS>
 __device__ __forceinline__ void tell_cluster(int* told, int value) {
-    if (threadIdx.x < CLUSTER_BLOCKS) *shared_of(&told[cluster_rank()], threadIdx.x) = value;
+    if (threadIdx.x < BLOCKS) *shared_of<BLOCKS>(&told[cluster_rank<BLOCKS>()], threadIdx.x) = value;
 }
 
 // Sums of told[0 .. rank) and of all.
+template <int BLOCKS = CLUSTER_BLOCKS>
 __device__ __forceinline__ void sums_told(const int* told, int* before, int* all) {
     *before = *all = 0;
-    for (int i = 0; i < CLUSTER_BLOCKS; ++i) {
-        if (i < cluster_rank()) *before += told[i];
+    for (int i = 0; i < BLOCKS; ++i) {
+        if (i < cluster_rank<BLOCKS>()) *before += told[i];
         *all += told[i];
     }
 }

@@ -7,7 +7,7 @@
 // TinyServe S:34-67; boxes: Quest, arXiv 2406.10774.
 #include "common.cuh"
 
-constexpr int IN_FLIGHT = 2, MOST_THREADS = 256;
+constexpr int IN_FLIGHT = 4, MOST_THREADS = 128;
 
 // K and V of up to IN_FLIGHT tokens: `token`, token + step and so on, in a column of sizeof(T) bytes.
 template <typename T>
@@ -189,9 +189,10 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 4) fused_reshape_and_
                       : write_block<half>(source, tokens, entry, slot, ref, key_cache, value_cache, box, num_blocks,
                                           block_size, num_kv_heads, head_dim);
     }
-    // A sequence that does not fit may have no item that would notice it.
+    // A sequence that does not fit may have no item that would notice it. The last thread blocks look first: at decode they
+    // have nothing else to do.
     const int64_t threads = (int64_t)gridDim.x * blockDim.x;
-    for (int64_t seq = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; seq < num_seqs; seq += threads) {
+    for (int64_t seq = (int64_t)(gridDim.x - 1 - blockIdx.x) * blockDim.x + threadIdx.x; seq < num_seqs; seq += threads) {
         if (!fits(start_pos[seq], seq_lens[seq], token_start[seq])) flags |= STATUS_RANGE;
     }
     if (flags) atomicOr(status, flags);

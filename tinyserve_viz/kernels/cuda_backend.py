@@ -120,7 +120,9 @@ class Gpu:
         if limit and axes["head_dim"] > limit:
             raise UnsupportedError(f"{kernel.name}: head_dim is {axes['head_dim']}, the CUDA form goes to {limit}")
         launch = kernel.launch
-        own = (kernel.name, launch.grid(axes), launch.threads, launch.shared_bytes(axes))
+        own = [(kernel.name, launch.grid(axes), launch.threads, launch.shared_bytes(axes))]
+        if not launch.when({**axes, **has}):
+            own = []
         stages = [
             *((stage, "before") for stage in launch.before),
             *((stage, "after") for stage in launch.after),
@@ -130,7 +132,7 @@ class Gpu:
             if stage.when({**axes, **has}):
                 around[side].append((f"{kernel.name}_{stage.suffix}", stage.grid(axes), stage.threads, 0))
         launches = []
-        for entry, grid, threads, shared in [*around["before"], own, *around["after"]]:
+        for entry, grid, threads, shared in [*around["before"], *own, *around["after"]]:
             if any(size > most for size, most in zip(grid, _GRID_LIMITS, strict=True)):
                 raise UnsupportedError(f"{entry}: a grid of {grid} thread blocks is beyond the device's {_GRID_LIMITS}")
             function = self.function(kernel, entry)

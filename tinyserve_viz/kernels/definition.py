@@ -96,7 +96,8 @@ class Stage:
 class Launch:
     """CUDA launch shape as functions of the axes; `layout` says in words what one thread block does.
 
-    `before` and `after` are launches around it; `scratch_axes` gives the sizes that only scratch arrays have.
+    `before` and `after` are launches around it; `when` tells, like a stage's, whether the call needs the launch of the
+    kernel's own name, or a stage does it all; `scratch_axes` gives the sizes that only scratch arrays have.
     """
 
     layout: str
@@ -105,6 +106,7 @@ class Launch:
     shared_bytes: Callable[[Axes], int] = field(default=lambda _axes: 0)
     before: tuple[Stage, ...] = ()
     after: tuple[Stage, ...] = ()
+    when: Callable[[Mapping[str, Any]], bool] = field(default=lambda _facts: True)
     scratch_axes: Callable[[Axes], Mapping[str, int]] = field(default=lambda _axes: {})
 
 

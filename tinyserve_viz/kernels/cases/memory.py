@@ -94,7 +94,7 @@ def _no_free(arrays: Arrays) -> None:
     arrays["free_order"] = arrays["free_order"][:0].copy()
 
 
-def _crowd(mode: str) -> Any:
+def _crowd(mode: str, num_requests: int = 10_000) -> Any:
     def make() -> Call:
         rows, width = 97, 110
         arrays = {
@@ -102,7 +102,7 @@ def _crowd(mode: str) -> Any:
             "ref": np.zeros(11_003, np.int32),
             "gen": np.zeros(11_003, np.int32),
         }
-        cells = np.random.default_rng(7).permutation(rows * width)[:10_000]
+        cells = np.random.default_rng(7).permutation(rows * width)[:num_requests]
         arrays["reqs"] = np.stack(np.divmod(cells, width), axis=1).astype(np.int32)
         arrays["free_order"] = np.random.default_rng(8).permutation(11_003).astype(np.int32)
         return arrays, {"mode": mode}
@@ -110,22 +110,23 @@ def _crowd(mode: str) -> Any:
     return make
 
 
-def _many_mistakes(shortage: bool, all_or_nothing: int) -> Any:
+def _many_mistakes(shortage: bool, all_or_nothing: int, num_requests: int = 3301) -> Any:
     """Requests of several thread blocks; among them: taken entries, repeated and impossible ones, ids that are held."""
 
     def make() -> Call:
         rng = np.random.default_rng(17)
         rows, width, num_blocks = 61, 59, 4001
         arrays = _pool(18, rows, width, num_blocks, 701)
-        cells = rng.integers(0, rows * width, 3301)
+        cells = rng.integers(0, rows * width, num_requests)
         reqs = np.stack(np.divmod(cells, width), axis=1).astype(np.int32)
-        reqs[rng.permutation(3301)[:40]] = (rows, 3)
-        reqs[rng.permutation(3301)[:40]] = (2, -1)
+        reqs[rng.permutation(num_requests)[:40]] = (rows, 3)
+        reqs[rng.permutation(num_requests)[:40]] = (2, -1)
         free = rng.permutation(np.flatnonzero(arrays["ref"] == 0)).astype(np.int32)
         if not shortage:
-            free[rng.permutation(1500)[:25]] = np.flatnonzero(arrays["ref"])[:25]
-            free[rng.permutation(1500)[:5]] = num_blocks
-        arrays |= {"reqs": reqs, "free_order": free[:1201] if shortage else free}
+            spoilt = min(1500, num_requests // 2)
+            free[rng.permutation(spoilt)[:25]] = np.flatnonzero(arrays["ref"])[:25]
+            free[rng.permutation(spoilt)[:5]] = num_blocks
+        arrays |= {"reqs": reqs, "free_order": free[: num_requests * 4 // 11] if shortage else free}
         return arrays, {"all_or_nothing": all_or_nothing}
 
     return make
@@ -220,6 +221,19 @@ _ALLOCATION = (
         "repeated, taken and impossible entries, ids that are held, over several thread blocks",
         _many_mistakes(shortage=False, all_or_nothing=1),
         RANGE | CONFLICT | Status.ALREADY_MAPPED,
+    ),
+    Case("block_allocation", "one_cluster", "as many as a cluster serves", _crowd("scan", 1024)),
+    Case("block_allocation", "two_hundred", "as many as one thread block serves", _crowd("scan", 256)),
+    *(
+        Case(
+            "block_allocation",
+            f"{count}_{name}",
+            "the same mistakes where all requests are served at once",
+            _many_mistakes(name != "mistakes", int(name == "or_none"), count),
+            RANGE | (CONFLICT if name == "mistakes" else Status.OOM) | Status.ALREADY_MAPPED,
+        )
+        for count in (251, 1021)
+        for name in ("mistakes", "and_short", "or_none")
     ),
     Case(
         "block_allocation",
@@ -421,6 +435,22 @@ def _release_many() -> Call:
     return {"block_table": block_table, "ref": ref, "reqs": np.stack(np.divmod(cells, 67), axis=1).astype(np.int32)}, {}
 
 
+def _release_alone(num_requests: int, shared_last: bool = False) -> Any:
+    """Blocks with one reference each; with `shared_last` the last one stands in two entries."""
+
+    def make() -> Call:
+        rng = np.random.default_rng(15)
+        block_table = rng.permutation(61 * 67).reshape(61, 67).astype(np.int32)
+        cells = rng.permutation(block_table.size)[:num_requests]
+        if shared_last:
+            block_table.reshape(-1)[cells[-1]] = block_table.reshape(-1)[cells[0]]
+        ref = np.bincount(block_table.reshape(-1), minlength=block_table.size).astype(np.int32)
+        reqs = np.stack(np.divmod(cells, 67), axis=1).astype(np.int32)
+        return {"block_table": block_table, "ref": ref, "reqs": reqs}, {}
+
+    return make
+
+
 def _release_mistakes(num_requests: int, largest_id: bool = False) -> Any:
     """Shared blocks, entries named twice, empty and bad ones, counts that are too low, in no order."""
 
@@ -433,7 +463,7 @@ def _release_mistakes(num_requests: int, largest_id: bool = False) -> Any:
         block_table[4, :9] = -7
         if largest_id:
             block_table[5, :3] = np.iinfo(np.int32).max
-        arrays["ref"][rng.permutation(701)[:60]] //= 3
+        arrays["ref"][rng.permutation(701)[:60]] //= 3 if num_requests > 500 else 99  # few requests find none at all
         cells = rng.integers(0, block_table.size, num_requests)
         cells[: num_requests // 8] = np.arange(num_requests // 8)
         reqs = np.stack(np.divmod(rng.permutation(cells), 67), axis=1).astype(np.int32)
@@ -491,10 +521,21 @@ _RELEASE = (
         RANGE,
     ),
     Case("block_deallocation", "thousands", "shared blocks over many thread blocks", _release_many),
+    Case("block_deallocation", "alone", "nobody shares, one thread block", _release_alone(256)),
+    Case("block_deallocation", "alone_in_a_cluster", "nobody shares, eight thread blocks", _release_alone(1024)),
+    Case("block_deallocation", "alone_in_many", "nobody shares, more than a cluster", _release_alone(2047)),
+    Case("block_deallocation", "all_but_one", "the first and the last share a block", _release_alone(1023, True)),
+    Case(
+        "block_deallocation",
+        "two_hundred_mistakes",
+        "every mistake at once within one thread block",
+        _release_mistakes(253),
+        _MISTAKEN,
+    ),
     Case(
         "block_deallocation",
         "a_thousand_mistakes",
-        "every mistake at once within one thread block",
+        "every mistake at once within one cluster",
         _release_mistakes(1021),
         _MISTAKEN,
     ),

@@ -27,6 +27,7 @@ FRESH_BLOCK = (
 TILE = 1024  # requests of one thread block, a thread each: a batch of no more is one launch
 
 
+FEW = 256  # requests that one thread block serves faster than a cluster does
 CLUSTER = 8  # thread blocks of a cluster, cluster.cuh
 
 
@@ -35,9 +36,14 @@ def tiles_beyond_one(num_requests: int) -> int:
     return ceil_div(num_requests, TILE) if num_requests > TILE else 0
 
 
-def whole_clusters(axes: Axes) -> tuple[int, int, int]:
-    """A thread block per tile of requests, a whole number of clusters."""
-    return CLUSTER * max(1, ceil_div(axes["num_requests"], CLUSTER * TILE) if axes["num_requests"] > TILE else 1), 1, 1
+def one_thread_block(facts: Mapping[str, Any]) -> bool:
+    """Whether a batch of requests is so small that one thread block serves it."""
+    return bool(facts["num_requests"] <= FEW)
+
+
+def one_cluster(facts: Mapping[str, Any]) -> bool:
+    """Whether a batch of requests is one for a cluster."""
+    return bool(FEW < facts["num_requests"] <= TILE)
 
 
 def several_tiles(facts: Mapping[str, Any]) -> bool:
@@ -48,6 +54,13 @@ def several_tiles(facts: Mapping[str, Any]) -> bool:
 def tile_stages(*suffixes: str, when: Callable[[Mapping[str, Any]], bool] = several_tiles) -> tuple[Stage, ...]:
     """Launches over the requests that only a batch of several thread blocks needs."""
     return tuple(Stage(suffix, lambda a: (ceil_div(a["num_requests"], TILE), 1, 1), TILE, when) for suffix in suffixes)
+
+
+# A batch that is one launch of its own.
+AT_ONCE = (
+    Stage("few", lambda _a: (1, 1, 1), FEW, one_thread_block),
+    Stage("spread", lambda _a: (CLUSTER, 1, 1), TILE, one_cluster),
+)
 
 
 def valid_requests(reqs: NDArray[np.int32], block_table: NDArray[np.int32]) -> tuple[NDArray[np.bool_], Status]:
@@ -175,9 +188,15 @@ KERNEL = KernelDef(
     ),
     launch=Launch(
         layout="a thread per request: ranks by a scan over the valid ones; then a warp per block given out",
-        grid=whole_clusters,
+        grid=lambda a: (ceil_div(a["num_requests"], TILE), 1, 1),
         threads=TILE,
-        before=tile_stages("look", "mark", "count", when=lambda f: several_tiles(f) and f["num_requests"] > f["num_free"]),
+        before=(
+            *AT_ONCE,
+            *tile_stages(
+                "look", "mark", "count", when=lambda f: several_tiles(f) and f["num_requests"] > f["num_free"]
+            ),
+        ),
+        when=several_tiles,
         after=(
             Stage(
                 "forget",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Status
-from tinyserve_viz.kernels.defs.block_allocation import TILE, tile_stages, tiles_beyond_one, whole_clusters
+from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Status, ceil_div
+from tinyserve_viz.kernels.defs.block_allocation import AT_ONCE, TILE, several_tiles, tile_stages, tiles_beyond_one
 from tinyserve_viz.kernels.paging import first_of_each, mapped
 
 
@@ -76,9 +76,10 @@ KERNEL = KernelDef(
     scalars=(),
     launch=Launch(
         layout="a thread per request; the freed list by an exclusive scan, never in atomic order",
-        grid=whole_clusters,
+        grid=lambda a: (ceil_div(a["num_requests"], TILE), 1, 1),
         threads=TILE,
-        before=tile_stages("count"),
+        before=(*AT_ONCE, *tile_stages("count")),
+        when=several_tiles,
         scratch_axes=lambda a: {
             "workspace_words": 2 * (a["num_blocks"] + tiles) + a["num_requests"] + a["num_seqs"] * a["max_blocks_per_seq"]
             if (tiles := tiles_beyond_one(a["num_requests"]))

@@ -116,6 +116,6 @@ KERNEL = KernelDef(
     launch=Launch(
         layout="a thread block takes one touched block at a time: it owns the block, so the box needs no atomics",
         grid=_touched_at_most,
-        threads=256,
+        threads=128,
     ),
 )
