@@ -103,7 +103,7 @@ __device__ __forceinline__ int64_t verdict_on(int64_t planned, int64_t live, int
 // Up to 8192 blocks by a cluster: thread block `rank` has an eighth of the pool and an eighth of the rows.
 __device__ __forceinline__ void plan_at_once(PLAN_PARAMETERS) {
     constexpr int STRETCH = 1024, OWN = 8 * STRETCH / CLUSTER_BLOCKS, PER_THREAD = OWN / STRETCH;
-    __shared__ int hole_of[OWN], mover_of[OWN];  // of this thread block's rows
+    __shared__ unsigned short hole_of[OWN], mover_of[OWN];  // of this thread block's rows
     __shared__ int told[NUM_ROWS][CLUSTER_BLOCKS], paying_in[CLUSTER_BLOCKS], tops[2];
     const int first = cluster_rank() * OWN + threadIdx.x;
     bool mover[PER_THREAD], hole[PER_THREAD];
@@ -151,8 +151,8 @@ __device__ __forceinline__ void plan_at_once(PLAN_PARAMETERS) {
         hole_rank[k] += before[HOLES];
         mover_rank[k] = all[MOVERS] - 1 - (before[MOVERS] + mover_rank[k]);  // from the top
         const int block = first + k * STRETCH;
-        if (hole[k]) *shared_of(&hole_of[hole_rank[k] % OWN], hole_rank[k] / OWN) = block;
-        if (mover[k]) *shared_of(&mover_of[mover_rank[k] % OWN], mover_rank[k] / OWN) = block;
+        if (hole[k]) *shared_of(&hole_of[hole_rank[k] % OWN], hole_rank[k] / OWN) = (unsigned short)block;
+        if (mover[k]) *shared_of(&mover_of[mover_rank[k] % OWN], mover_rank[k] / OWN) = (unsigned short)block;
     }
     cluster_barrier();
     int paying = 0;
@@ -167,8 +167,8 @@ __device__ __forceinline__ void plan_at_once(PLAN_PARAMETERS) {
     sums_told(paying_in, &earlier, &planned);
     // Left at the top: the highest pinned block, the first mover that stays, the last destination.
     int new_top = top_pinned;
-    if (planned < all[MOVERS]) new_top = max(new_top, *shared_of(&mover_of[planned % OWN], planned / OWN));
-    if (planned > 0) new_top = max(new_top, *shared_of(&hole_of[(planned - 1) % OWN], (planned - 1) / OWN));
+    if (planned < all[MOVERS]) new_top = max(new_top, (int)*shared_of(&mover_of[planned % OWN], planned / OWN));
+    if (planned > 0) new_top = max(new_top, (int)*shared_of(&hole_of[(planned - 1) % OWN], (planned - 1) / OWN));
     const int64_t live = all[LIVE];
     const int64_t verdict = verdict_on(planned, live, top, new_top, trigger_permille, min_moves, payback_permille);
     const int done = verdict ? 0 : planned;
