@@ -150,7 +150,7 @@ extern "C" __global__ void block_deallocation_few(DEALLOCATION_PARAMETERS) {
                         max_blocks_per_seq, num_blocks, workspace_words, status);
 }
 
-extern "C" __global__ void CLUSTER block_deallocation_spread(DEALLOCATION_PARAMETERS) {
+extern "C" __global__ void CLUSTER __launch_bounds__(1024) block_deallocation_spread(DEALLOCATION_PARAMETERS) {
     if (blockIdx.x >= CLUSTER_BLOCKS) return;
     __shared__ Batch batch;
     __shared__ int told[CLUSTER_BLOCKS];
@@ -158,7 +158,7 @@ extern "C" __global__ void CLUSTER block_deallocation_spread(DEALLOCATION_PARAME
                         max_blocks_per_seq, num_blocks, workspace_words, status);
 }
 
-extern "C" __global__ void block_deallocation(
+extern "C" __global__ void __launch_bounds__(1024) block_deallocation(
     const int* reqs,   // [num_requests][2] sequence, logical block
     int* block_table,  // [num_seqs][max_blocks_per_seq], -1 = no block
     int* ref,          // [num_blocks]

@@ -197,7 +197,7 @@ __device__ __forceinline__ void plan_at_once(PLAN_PARAMETERS) {
     cluster_barrier();  // nobody leaves while another may still look into its shared memory
 }
 
-extern "C" __global__ void CLUSTER intelligent_memory_compaction(
+extern "C" __global__ void CLUSTER __launch_bounds__(1024) intelligent_memory_compaction(
     const int* ref,         // [num_blocks]
     const uint8_t* cached,  // [num_blocks] 1: free but still in the prefix index
     const int* uses,        // [num_blocks]
