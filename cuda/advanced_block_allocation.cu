@@ -1,14 +1,15 @@
 // Serve the valid requests in order: each takes the least block by (wrong region, cached, level, last use, id).
-// The candidates of each region are put in victim order as far as so many requests can reach: over the pool the ranges of
-// level and last use; a histogram of the first 11 bits that this leaves of a key; the blocks of the buckets in reach, in
-// bucket order; a thread block per bucket sorts it. Then ranks by scan over the requests: two queues suffice, until one
-// runs dry everybody takes the head of the own region's, from then on the head of the other. Up to 1024 requests are one
-// thread block, more a thread block per 1024 and launches before it. At last a warp per block that was given out forgets
-// its former life.
+// The candidates of each region are put in victim order as far as so many requests can reach: over the pool, four blocks a
+// thread, the ranges of level and last use; a histogram of the first 11 bits that this leaves of a key, which are kept; the
+// blocks of the buckets in reach, in bucket order; thread blocks over these buckets sort them. Then ranks by scan over the
+// requests: two queues suffice, until one runs dry everybody takes the head of the own region's, from then on the head of
+// the other. Up to 1024 requests are one thread block, more a thread block per 1024 and launches before it. At last a warp
+// per block that was given out forgets its former life.
 // TinyServe S:557-567 (a sketch) and its published code, where two requests could take one block.
 #include "requests.cuh"
 
 constexpr int DIGIT_BITS = 11, NUM_DIGITS = 1 << DIGIT_BITS, SORTED_IN_SHARED = 2048;
+constexpr unsigned NO_BIN = 0xffff;  // of a block that is held
 
 // Place of a block in victim order: the less, the earlier. Signed numbers are turned so that they compare unsigned.
 struct VictimKey {
@@ -32,9 +33,10 @@ __device__ __forceinline__ VictimKey victim_key(int64_t block, const uint8_t* ca
             used << 31 | (unsigned long long)block};
 }
 
-// At the head of the workspace, zero before and after a call; then a queue of num_blocks ids, then, for several thread
-// blocks of requests, a row of their valid ones and a row of the cold ones among them. `below` is for minima: what is
-// kept is the maximum of the complement, so that zero is neutral.
+// At the head of the workspace, zero before and after a call; then a queue of num_blocks ids; the bin of each block in 16
+// bits; then, for several thread blocks of requests, a row of their valid ones, a row of the cold ones among them, and what
+// they say of their marks (zero before and after). `below` is for minima: what is kept is the maximum of the complement, so
+// that zero is neutral.
 struct Survey {
     unsigned long long highest_use, below_use, below_dry;
     unsigned highest_level, below_level;
@@ -45,7 +47,10 @@ struct Survey {
     __device__ __forceinline__ int* queue(int side) {
         return reinterpret_cast<int*>(this + 1) + (side ? candidates[0] : 0);
     }
-    __device__ __forceinline__ int* tiles(int64_t num_blocks) { return reinterpret_cast<int*>(this + 1) + num_blocks; }
+    __device__ __forceinline__ int* bins(int64_t num_blocks) {  // 8-byte aligned
+        return reinterpret_cast<int*>(this + 1) + (num_blocks + 1) / 2 * 2;
+    }
+    __device__ __forceinline__ int* tiles(int64_t num_blocks) { return bins(num_blocks) + (num_blocks + 3) / 4 * 2; }
 };
 static_assert(sizeof(Survey) == 4 * 12300, "advanced_block_allocation.py: SURVEY_WORDS");
 
@@ -92,23 +97,61 @@ struct Digits {
 
 __device__ __forceinline__ Survey& survey_of(int* workspace) { return *reinterpret_cast<Survey*>(workspace); }
 
-extern "C" __global__ void advanced_block_allocation_look(ADVANCED_PARAMETERS) {
-    look_at_entry(reqs, block_table, allocated, num_requests, num_seqs, max_blocks_per_seq, status);
-}
-
-extern "C" __global__ void advanced_block_allocation_mark(ADVANCED_PARAMETERS) {
-    mark_entry(reqs, block_table, allocated, num_requests, num_seqs, max_blocks_per_seq);
-}
-
+// Which requests name an empty entry and are the first to; thread blocks wait for the marks of earlier ones.
 extern "C" __global__ void advanced_block_allocation_count(ADVANCED_PARAMETERS) {
-    const int64_t i = request_of_thread();
-    const bool valid = is_first(reqs, block_table, allocated, num_requests, num_seqs, max_blocks_per_seq, status);
-    const int asking = __syncthreads_count(valid), cold = __syncthreads_count(valid && request_freq[i] <= hot_frequency);
+    const Marks marks(block_table, num_requests);
     int* const tiles = survey_of(workspace).tiles(num_blocks);
+    int* const said = tiles + 2 * gridDim.x;
+    const int64_t i = request_of_thread();
+    const int64_t entry = i < num_requests ? entry_of(reqs, i, num_seqs, max_blocks_per_seq) : -1;
+    const bool cold = i < num_requests && request_freq[i] <= hot_frequency;
+    bool doubled = false;
+    const bool empty = entry >= 0 && marks.put(entry, i, &doubled);
+    say(said, 1);
+    heard_from_earlier(said);
+    const bool valid = empty && marks.stands(entry, i);
+    if (i < num_requests) {
+        allocated[i] = valid;
+        if (!valid) atomicOr(status, entry < 0 ? STATUS_RANGE : STATUS_ALREADY_MAPPED);
+    }
+    const int asking = __syncthreads_count(valid), all_cold = __syncthreads_count(valid && cold);
     if (threadIdx.x != 0) return;
     tiles[blockIdx.x] = asking;
-    tiles[gridDim.x + blockIdx.x] = cold;
+    tiles[gridDim.x + blockIdx.x] = all_cold;
 }
+
+// Four neighbouring blocks of the pool: what decides of them, all fetched at once.
+struct Quad {
+    int ref[4], level[4];
+    uint8_t cached[4];
+    int64_t last_use[4];
+
+    // From block `first` on, in 16-byte loads where the addresses allow it; a block behind the end counts as held.
+    __device__ __forceinline__ Quad(int64_t first, int64_t num_blocks, const int* refs, const uint8_t* cacheds,
+                                    const int* levels, const int64_t* last_uses) {
+        const auto aligned = [](const void* pointer, int bytes) { return ((unsigned long long)pointer & (bytes - 1)) == 0; };
+        if (first + 4 <= num_blocks && aligned(refs, 16) && aligned(levels, 16) && aligned(last_uses, 16) && aligned(cacheds, 4)) {
+            const int4 of_ref = *reinterpret_cast<const int4*>(refs + first);
+            const int4 of_level = *reinterpret_cast<const int4*>(levels + first);
+            const uchar4 of_cached = *reinterpret_cast<const uchar4*>(cacheds + first);
+            const longlong2 use = *reinterpret_cast<const longlong2*>(last_uses + first);
+            const longlong2 more_use = *reinterpret_cast<const longlong2*>(last_uses + first + 2);
+            ref[0] = of_ref.x, ref[1] = of_ref.y, ref[2] = of_ref.z, ref[3] = of_ref.w;
+            level[0] = of_level.x, level[1] = of_level.y, level[2] = of_level.z, level[3] = of_level.w;
+            cached[0] = of_cached.x, cached[1] = of_cached.y, cached[2] = of_cached.z, cached[3] = of_cached.w;
+            last_use[0] = use.x, last_use[1] = use.y, last_use[2] = more_use.x, last_use[3] = more_use.y;
+            return;
+        }
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            const bool inside = first + k < num_blocks;
+            ref[k] = inside ? refs[first + k] : 1;
+            level[k] = inside ? levels[first + k] : 0;
+            cached[k] = inside ? cacheds[first + k] : 0;
+            last_use[k] = inside ? last_uses[first + k] : 0;
+        }
+    }
+};
 
 // How many candidates, and from where to where their levels and last uses go.
 extern "C" __global__ void advanced_block_allocation_survey(ADVANCED_PARAMETERS) {
@@ -124,16 +167,20 @@ extern "C" __global__ void advanced_block_allocation_survey(ADVANCED_PARAMETERS)
     unsigned long long most_use = 0, least_use = 0;
     unsigned most_level = 0, least_level = 0;
     int own[2] = {0, 0};
-    const int64_t step = (int64_t)gridDim.x * blockDim.x;
-    for (int64_t block = request_of_thread(); block < num_blocks; block += step) {
-        if (ref[block] != 0) continue;
-        const unsigned long long used = turned(last_use[block]);
-        const unsigned seldom = turned(level[block]);
-        most_use = max(most_use, used);
-        least_use = max(least_use, ~used);
-        most_level = max(most_level, seldom);
-        least_level = max(least_level, ~seldom);
-        ++own[block < cache_size ? 0 : 1];
+    const int64_t step = 4 * (int64_t)gridDim.x * blockDim.x;
+    for (int64_t first = 4 * request_of_thread(); first < num_blocks; first += step) {
+        const Quad quad(first, num_blocks, ref, cached, level, last_use);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            if (quad.ref[k] != 0) continue;
+            const unsigned long long used = turned(quad.last_use[k]);
+            const unsigned seldom = turned(quad.level[k]);
+            most_use = max(most_use, used);
+            least_use = max(least_use, ~used);
+            most_level = max(most_level, seldom);
+            least_level = max(least_level, ~seldom);
+            ++own[first + k < cache_size ? 0 : 1];
+        }
     }
     for (int width = WARP_SIZE / 2; width > 0; width /= 2) {
         most_use = max(most_use, __shfl_xor_sync(FULL_WARP, most_use, width));
@@ -169,11 +216,20 @@ extern "C" __global__ void advanced_block_allocation_histogram(ADVANCED_PARAMETE
     for (int i = threadIdx.x; i < 2 * NUM_DIGITS; i += blockDim.x) bins[i] = 0;
     const Digits digits(survey, num_blocks);
     __syncthreads();
-    const int64_t step = (int64_t)gridDim.x * blockDim.x;
-    for (int64_t block = request_of_thread(); block < num_blocks; block += step) {
-        if (ref[block] != 0) continue;
-        const int digit = digits.of(block, cached[block] != 0, level[block], last_use[block]);
-        atomicAdd(&bins[(block < cache_size ? 0 : NUM_DIGITS) + digit], 1);
+    const int64_t step = 4 * (int64_t)gridDim.x * blockDim.x;
+    uint2* const kept = reinterpret_cast<uint2*>(survey.bins(num_blocks));
+    for (int64_t first = 4 * request_of_thread(); first < num_blocks; first += step) {
+        const Quad quad(first, num_blocks, ref, cached, level, last_use);
+        unsigned bin[4];
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            bin[k] = NO_BIN;
+            if (quad.ref[k] != 0) continue;
+            bin[k] = digits.of(first + k, quad.cached[k] != 0, quad.level[k], quad.last_use[k]);
+            bin[k] += first + k < cache_size ? 0 : NUM_DIGITS;
+            atomicAdd(&bins[bin[k]], 1);
+        }
+        kept[first / 4] = {bin[0] | bin[1] << 16, bin[2] | bin[3] << 16};
     }
     __syncthreads();
     for (int i = threadIdx.x; i < 2 * NUM_DIGITS; i += blockDim.x) {
@@ -198,59 +254,68 @@ extern "C" __global__ void advanced_block_allocation_gather(ADVANCED_PARAMETERS)
             before += in_tile;
         }
     }
-    const Digits digits(survey, num_blocks);
     __syncthreads();
-    const int64_t step = (int64_t)gridDim.x * blockDim.x;
-    for (int64_t block = request_of_thread(); block < num_blocks; block += step) {
-        if (ref[block] != 0) continue;
-        const int side = block < cache_size ? 0 : 1;
-        const int digit = digits.of(block, cached[block] != 0, level[block], last_use[block]);
-        const int from = start[side * NUM_DIGITS + digit];
-        if (!in_reach(from, num_requests)) continue;
-        // In any order: the sort of the bucket has one result.
-        survey.queue(side)[from + atomicAdd(&survey.filled[side][digit], 1)] = (int)block;
+    const int64_t step = 4 * (int64_t)gridDim.x * blockDim.x;
+    const uint2* const kept = reinterpret_cast<const uint2*>(survey.bins(num_blocks));
+    for (int64_t first = 4 * request_of_thread(); first < num_blocks; first += step) {
+        const uint2 four = kept[first / 4];
+        const unsigned bin[] = {four.x & 0xffff, four.x >> 16, four.y & 0xffff, four.y >> 16};
+#pragma unroll
+        for (int k = 0; k < 4; ++k) {
+            if (bin[k] == NO_BIN) continue;
+            const int from = start[bin[k]];
+            if (!in_reach(from, num_requests)) continue;
+            // In any order: the sort of the bucket has one result.
+            const int side = bin[k] / NUM_DIGITS, digit = bin[k] % NUM_DIGITS;
+            survey.queue(side)[from + atomicAdd(&survey.filled[side][digit], 1)] = (int)(first + k);
+        }
     }
 }
 
-// One thread block per bucket and region: a bitonic sort, in shared memory where the bucket fits.
+// Thread blocks over the buckets of a region: a bitonic sort, in shared memory where the bucket fits.
 extern "C" __global__ void advanced_block_allocation_sort(ADVANCED_PARAMETERS) {
     __shared__ VictimKey keys[SORTED_IN_SHARED];
     Survey& survey = survey_of(workspace);
-    const int side = blockIdx.y, size = survey.histogram[side][blockIdx.x], start = survey.start[side][blockIdx.x];
-    if (size < 2 || !in_reach(start, num_requests)) return;
-    int* const bucket = survey.queue(side) + start;
-    int width = 2;
-    while (width < size) width *= 2;
-    const bool shared = width <= SORTED_IN_SHARED;
-    const VictimKey behind_all = {~0ull, ~0ull};
-    const auto key_of = [&](int block) { return victim_key(block, cached, level, last_use); };
-    for (int i = threadIdx.x; shared && i < width; i += blockDim.x) keys[i] = i < size ? key_of(bucket[i]) : behind_all;
-    __syncthreads();
-    for (int run = 2; run <= width; run *= 2) {
-        // The first step of a merge mirrors, the others shift: every comparison puts the less in front, so that places
-        // behind the end, which hold nothing, never come before one that does.
-        for (int gap = run / 2; gap > 0; gap /= 2) {
-            for (int pair = threadIdx.x; pair < width / 2; pair += blockDim.x) {
-                const int low = pair / gap * 2 * gap + pair % gap;
-                const int high = gap == run / 2 ? low ^ (run - 1) : low + gap;
-                if (shared) {
-                    const VictimKey a = keys[low], b = keys[high];
-                    if (b < a) {
-                        keys[low] = b;
-                        keys[high] = a;
-                    }
-                } else if (high < size) {
-                    const int a = bucket[low], b = bucket[high];
-                    if (key_of(b) < key_of(a)) {
-                        bucket[low] = b;
-                        bucket[high] = a;
+    const int side = blockIdx.y;
+    for (int digit = blockIdx.x; digit < NUM_DIGITS; digit += gridDim.x) {
+        const int size = survey.histogram[side][digit], start = survey.start[side][digit];
+        if (!in_reach(start, num_requests)) return;  // nor is any later one
+        if (size < 2) continue;
+        int* const bucket = survey.queue(side) + start;
+        int width = 2;
+        while (width < size) width *= 2;
+        const bool shared = width <= SORTED_IN_SHARED;
+        const VictimKey behind_all = {~0ull, ~0ull};
+        const auto key_of = [&](int block) { return victim_key(block, cached, level, last_use); };
+        for (int i = threadIdx.x; shared && i < width; i += blockDim.x) keys[i] = i < size ? key_of(bucket[i]) : behind_all;
+        __syncthreads();
+        for (int run = 2; run <= width; run *= 2) {
+            // The first step of a merge mirrors, the others shift: every comparison puts the less in front, so that places
+            // behind the end, which hold nothing, never come before one that does.
+            for (int gap = run / 2; gap > 0; gap /= 2) {
+                for (int pair = threadIdx.x; pair < width / 2; pair += blockDim.x) {
+                    const int low = pair / gap * 2 * gap + pair % gap;
+                    const int high = gap == run / 2 ? low ^ (run - 1) : low + gap;
+                    if (shared) {
+                        const VictimKey a = keys[low], b = keys[high];
+                        if (b < a) {
+                            keys[low] = b;
+                            keys[high] = a;
+                        }
+                    } else if (high < size) {
+                        const int a = bucket[low], b = bucket[high];
+                        if (key_of(b) < key_of(a)) {
+                            bucket[low] = b;
+                            bucket[high] = a;
+                        }
                     }
                 }
+                __syncthreads();
             }
-            __syncthreads();
         }
+        for (int i = threadIdx.x; shared && i < size; i += blockDim.x) bucket[i] = (int)(keys[i].low & 0x7fffffff);
+        __syncthreads();  // the next bucket's keys
     }
-    for (int i = threadIdx.x; shared && i < size; i += blockDim.x) bucket[i] = (int)(keys[i].low & 0x7fffffff);
 }
 
 // A request's place among those that ask, and among those of its kind.
@@ -404,6 +469,9 @@ extern "C" __global__ void advanced_block_allocation(
     if (i == 0) num_allocated[0] = (int)served;
     if (flags) atomicOr(status, flags);
     if (!last_to_arrive(&survey.arrivals)) return;
+    for (int k = threadIdx.x; gridDim.x > 1 && k < gridDim.x; k += blockDim.x) {
+        survey.tiles(num_blocks)[2 * gridDim.x + k] = 0;
+    }
     for (int k = threadIdx.x; k < (int)(sizeof(Survey) / sizeof(int)); k += blockDim.x) workspace[k] = 0;
 }
 

@@ -69,28 +69,6 @@ __device__ __forceinline__ Candidate candidate_at(int64_t rank, const int* free_
     return {block, gen[block], ref[block] != 0 ? STATUS_CONFLICT : 0};
 }
 
-// Marks are LOWEST + request: as unsigned numbers above every id and below -1, so that the least of an entry's stands.
-struct Marks {
-    unsigned* entries;
-    unsigned last;
-
-    __device__ __forceinline__ Marks(int* block_table, int64_t num_requests)
-        : entries(reinterpret_cast<unsigned*>(block_table)), last((unsigned)LOWEST + (unsigned)(num_requests - 1)) {}
-
-    static __device__ __forceinline__ unsigned of(int64_t i) { return (unsigned)LOWEST + (unsigned)i; }
-    // Whether the entry was empty before the call; `doubled`: another request was here before.
-    __device__ __forceinline__ bool put(int64_t entry, int64_t i, bool* doubled) const {
-        const unsigned found = atomicCAS(&entries[entry], ~0u, of(i));
-        *doubled = found >= (unsigned)LOWEST && found <= last;
-        if (*doubled) atomicMin(&entries[entry], of(i));
-        return found == ~0u || *doubled;
-    }
-    // Whether request i is the first that named the entry; once all are there.
-    __device__ __forceinline__ bool stands(int64_t entry, int64_t i) const {
-        return *(volatile unsigned*)&entries[entry] == of(i);
-    }
-};
-
 // Shared memory of one of BLOCKS thread blocks that serve up to 1024 requests.
 template <int BLOCKS>
 struct Share {

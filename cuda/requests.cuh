@@ -140,6 +140,28 @@ __device__ __forceinline__ bool is_first(const int* reqs, const int* block_table
     return false;
 }
 
+// Marks are LOWEST + request: as unsigned numbers above every id and below -1, so that the least of an entry's stands.
+struct Marks {
+    unsigned* entries;
+    unsigned last;
+
+    __device__ __forceinline__ Marks(int* block_table, int64_t num_requests)
+        : entries(reinterpret_cast<unsigned*>(block_table)), last((unsigned)LOWEST + (unsigned)(num_requests - 1)) {}
+
+    static __device__ __forceinline__ unsigned of(int64_t i) { return (unsigned)LOWEST + (unsigned)i; }
+    // Whether the entry was empty before the call; `doubled`: another request was here before.
+    __device__ __forceinline__ bool put(int64_t entry, int64_t i, bool* doubled) const {
+        const unsigned found = atomicCAS(&entries[entry], ~0u, of(i));
+        *doubled = found >= (unsigned)LOWEST && found <= last;
+        if (*doubled) atomicMin(&entries[entry], of(i));
+        return found == ~0u || *doubled;
+    }
+    // Whether request i is the first that named the entry; once all are there.
+    __device__ __forceinline__ bool stands(int64_t entry, int64_t i) const {
+        return *(volatile unsigned*)&entries[entry] == of(i);
+    }
+};
+
 // Empty the boxes of `block` in every layer; the threads of `stride` share the work.
 __device__ __forceinline__ void empty_box(half* box, int64_t block, int64_t num_layers, int64_t layer_stride,
                                           int64_t num_kv_heads, int64_t head_dim, int thread, int stride) {

@@ -127,8 +127,8 @@ SURVEY_WORDS = 12300  # int32 words of the head of the workspace, advanced_block
 
 
 def _pool_grid(axes: Axes) -> tuple[int, int, int]:
-    """Two thread blocks for each of an H100's 132 multiprocessors at most: each brings a histogram of its own."""
-    return max(1, min(ceil_div(axes["num_blocks"], TILE), 264)), 1, 1
+    """A thread block for each of an H100's 132 multiprocessors at most: each brings a histogram of its own."""
+    return max(1, min(ceil_div(axes["num_blocks"], 4 * TILE), 132)), 1, 1
 
 
 KERNEL = KernelDef(
@@ -197,9 +197,9 @@ KERNEL = KernelDef(
         grid=lambda a: (max(1, ceil_div(a["num_requests"], TILE)), 1, 1),
         threads=TILE,
         before=(
-            *tile_stages("look", "mark", "count"),
+            *tile_stages("count"),
             *(Stage(suffix, _pool_grid, TILE) for suffix in ("survey", "histogram", "gather")),
-            Stage("sort", lambda _a: (NUM_DIGITS, 2, 1), 256),
+            Stage("sort", lambda a: (max(1, min(ceil_div(a["num_requests"], 256), NUM_DIGITS)), 2, 1), 512),
             *tile_stages("dry"),
         ),
         after=(
@@ -211,7 +211,10 @@ KERNEL = KernelDef(
             ),
         ),
         scratch_axes=lambda a: {
-            "workspace_words": SURVEY_WORDS + a["num_blocks"] + 2 * tiles_beyond_one(a["num_requests"])
+            "workspace_words": SURVEY_WORDS
+            + 2 * ceil_div(a["num_blocks"], 2)
+            + 2 * ceil_div(a["num_blocks"], 4)
+            + 3 * tiles_beyond_one(a["num_requests"])
         },
     ),
     requires=(STRIDE_HOLDS_POOL,),
