@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyserve_viz.kernels.definition import Arg, Axes, KernelDef, Launch, Scalar, Stage, Status, ceil_div
+from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Scalar, Stage, Status, ceil_div
 from tinyserve_viz.kernels.defs.fused_block_copy import STRIDE_HOLDS_POOL
 from tinyserve_viz.kernels.layout import F16, LAYERED_BOX, reset_boxes
 from tinyserve_viz.kernels.paging import first_of_each
@@ -188,7 +188,7 @@ KERNEL = KernelDef(
     ),
     launch=Launch(
         layout="a thread per request: ranks by a scan over the valid ones; then a warp per block given out",
-        grid=lambda a: (ceil_div(a["num_requests"], TILE), 1, 1),
+        grid=lambda a: (max(1, ceil_div(a["num_requests"], TILE)), 1, 1),
         threads=TILE,
         before=(
             *AT_ONCE,

@@ -76,12 +76,14 @@ KERNEL = KernelDef(
     scalars=(),
     launch=Launch(
         layout="a thread per request; the freed list by an exclusive scan, never in atomic order",
-        grid=lambda a: (ceil_div(a["num_requests"], TILE), 1, 1),
+        grid=lambda a: (max(1, ceil_div(a["num_requests"], TILE)), 1, 1),
         threads=TILE,
         before=(*AT_ONCE, *tile_stages("count")),
         when=several_tiles,
         scratch_axes=lambda a: {
-            "workspace_words": 2 * (a["num_blocks"] + tiles) + a["num_requests"] + a["num_seqs"] * a["max_blocks_per_seq"]
+            "workspace_words": 2 * (a["num_blocks"] + tiles)
+            + a["num_requests"]
+            + a["num_seqs"] * a["max_blocks_per_seq"]
             if (tiles := tiles_beyond_one(a["num_requests"]))
             else 0
         },

@@ -118,7 +118,7 @@ KERNEL = KernelDef(
     ),
     scalars=(),
     launch=Launch(
-        layout="the plan is checked; then threads over entries and moves, and a thread block per piece of a moved block",
+        layout="the plan is checked; then threads over entries and moves, a thread block per piece of a moved block",
         grid=lambda a: (_remappers(a) + a["max_moves"] * copy_parts(a), max(1, a["num_layers"]), 1),
         threads=256,
         before=(
