@@ -1,7 +1,9 @@
 """Host time of a replay step on the GPU of this machine: python -m tests.gpu.step_time prints a table.
 
 A batch decodes at a given context length while everything runs: scheduler, allocator, every kernel, selection events.
-The wall time of a warm step less its kernels' own time is what the host costs; what watching costs stands beside it.
+The wall time of a warm step less its kernels' own time is what the host costs beyond them; what digest, recording and
+verification cost stands beside it. Host work that fits beside a kernel is not seen here, so the shortest pipeline
+(`query-aware`: one form of attention) has its own row.
 """
 
 from __future__ import annotations
@@ -25,6 +27,18 @@ from tinyserve_viz.trace.request import Request, Trace
 
 DEFAULT = {"num_heads": 8, "num_kv_heads": 2, "head_dim": 64}
 LLAMA_3_8B = {"num_heads": 32, "num_kv_heads": 8, "head_dim": 128}  # one layer of it
+MODELS = {"8/2 × 64": DEFAULT, "32/8 × 128": LLAMA_3_8B}
+VERIFIED_STEPS = 70  # every 32nd step is verified, which takes seconds
+ROWS = (  # model, attention, quality, who watches, verify
+    ("8/2 × 64", "all", "off", "nothing", "off"),
+    ("8/2 × 64", "all", "off", "digest", "off"),
+    ("8/2 × 64", "all", "off", "record", "off"),
+    ("8/2 × 64", "all", "full", "nothing", "off"),
+    ("8/2 × 64", "query-aware", "off", "nothing", "off"),
+    ("32/8 × 128", "all", "off", "nothing", "off"),
+    ("32/8 × 128", "all", "full", "nothing", "off"),
+    ("8/2 × 64", "all", "off", "nothing", "sample"),
+)
 
 
 def batch_trace(batch: int, length: int, steps: int, model: dict[str, int]) -> Trace:
@@ -47,9 +61,12 @@ def batch_trace(batch: int, length: int, steps: int, model: dict[str, int]) -> T
     )
 
 
-def measure(trace: Trace, batch: int, backend: str, watch: str, **chosen: Any) -> dict[str, Any]:
-    """Medians over the warm steps in which all sequences decode. `watch`: nothing, digest or record."""
-    settings = Settings(backend=backend, kernels=chosen.pop("kernels", "all"), verify="off", **chosen)
+def measure(
+    trace: Trace, batch: int, backend: str, watch: str, verify: str = "off", **chosen: Any
+) -> dict[str, Any]:
+    """Medians over the warm steps in which all sequences decode, those that are verified if some are. `watch`: nothing,
+    digest or record."""
+    settings = Settings(backend=backend, kernels=chosen.pop("kernels", "all"), verify=verify, **chosen)
     header = prepare(trace, settings)
     stopwatch = Stopwatch()
     rows: list[dict[str, float]] = []
@@ -67,7 +84,7 @@ def measure(trace: Trace, batch: int, backend: str, watch: str, **chosen: Any) -
 
     engine = Engine(header.workload, header.engine, header.rules, sink)
     session = open_session(header)
-    config = PipelineConfig("all", settings.attention, "off", settings.quality)
+    config = PipelineConfig("all", settings.attention, verify, settings.quality)
     engine.kernels = KernelPipeline(
         engine.state, header.engine, header.model, header.content, session, config, stopwatch
     )
@@ -82,13 +99,15 @@ def measure(trace: Trace, batch: int, backend: str, watch: str, **chosen: Any) -
             if last["step"].num_decoding == batch and not last["step"].num_prefill_tokens:
                 timed: ev.KernelsTimed = last["timed"]
                 kernels = float(timed.total_us.sum())
-                rows.append({"wall": wall, "kernels": kernels, "record": timed.record_us, "calls": len(timed.calls)})
+                row = {"wall": wall, "kernels": kernels, "record": timed.record_us, "verify": timed.verify_us}
+                if verify == "off" or timed.verify_us:
+                    rows.append(row)
         if recorder:
             recorder.__exit__(None, None, None)
         copy = session.copy_gb_per_s
         session.close()
     warm = rows[len(rows) // 4 :]
-    host = [row["wall"] - row["kernels"] - row["record"] for row in warm]
+    host = [row["wall"] - row["kernels"] - row["record"] - row["verify"] for row in warm]
     per_kernel = dict(zip(timed.names.split(), (timed.total_us / timed.calls).round(2).tolist(), strict=True))
     return {
         "trace": trace.name, "model": trace.model, "watch": watch, "settings": {k: str(v) for k, v in chosen.items()},
@@ -97,6 +116,7 @@ def measure(trace: Trace, batch: int, backend: str, watch: str, **chosen: Any) -
         "kernels_us": float(np.median([row["kernels"] for row in warm])),
         "host_us": float(np.median(host)), "host_p95_us": float(np.percentile(host, 95)),
         "record_us": float(np.median([row["record"] for row in warm])),
+        "verify_us": float(np.median([row["verify"] for row in warm])),
         "last_step_us_per_call": per_kernel,
     }  # fmt: skip
 
@@ -110,20 +130,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     found = []
-    print("| model | quality | watch | wall µs | kernels µs | host µs | 95 % | recording µs |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for name, model in (("8/2 × 64", DEFAULT), ("32/8 × 128", LLAMA_3_8B)):
-        trace = batch_trace(args.batch, args.length, args.steps, model)
-        for quality, watch in (("off", "nothing"), ("off", "digest"), ("off", "record"), ("full", "nothing")):
-            if model is not DEFAULT and (quality, watch) not in (("off", "nothing"), ("full", "nothing")):
-                continue
-            row = measure(trace, args.batch, args.backend, watch, quality=quality)
-            found.append(row)
-            print(
-                f"| {name} | {quality} | {watch} | {row['wall_us']:.0f} | {row['kernels_us']:.0f} "
-                f"| {row['host_us']:.0f} | {row['host_p95_us']:.0f} | {row['record_us']:.0f} |",
-                flush=True,
-            )
+    print("| model | attention | quality | watch | wall µs | kernels µs | host µs | 95 % | recording | verifying |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for model, attention, quality, watch, verify in ROWS:
+        steps = VERIFIED_STEPS if verify != "off" else args.steps
+        trace = batch_trace(args.batch, args.length, steps, MODELS[model])
+        row = measure(trace, args.batch, args.backend, watch, verify, attention=attention, quality=quality)
+        found.append(row)
+        print(
+            f"| {model} | {attention} | {quality} | {watch} | {row['wall_us']:.0f} | {row['kernels_us']:.0f} "
+            f"| {row['host_us']:.0f} | {row['host_p95_us']:.0f} | {row['record_us']:.0f} | {row['verify_us']:.0f} |",
+            flush=True,
+        )
     if args.json:
         args.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
