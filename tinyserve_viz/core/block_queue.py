@@ -13,7 +13,7 @@ I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
 NOWHERE = np.iinfo(np.int64).min
-_SCALAR_BATCH = 4  # below this a Python loop over scalars beats NumPy's per-call cost (measured: about 1 µs a call)
+_SCALAR_BATCH = 8  # below this a Python loop over scalars beats NumPy's per-call cost (measured: about 1 µs a call)
 
 
 class BlockQueue:
@@ -129,7 +129,7 @@ class BlockQueue:
     def _advance_head(self) -> None:
         """Pass dead entries at the front: a few one by one, a long run of them in one look."""
         head, tail, ring, pos = self.head, self.tail, self.ring, self.pos
-        for _ in range(_SCALAR_BATCH):
+        for _ in range(2 * _SCALAR_BATCH):  # what was just taken may be a batch, and more lie behind it
             if head >= tail or pos[ring[head % len(ring)]] == head:
                 self.head = head
                 return

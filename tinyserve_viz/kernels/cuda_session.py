@@ -379,7 +379,8 @@ class CudaSession:
         self._wait()
         self._time(self._done)
         told = [one.told for one in self._done if one.told is not None]
-        if any(words.any() for words in (self._words[: self._words_used], *[p.words for p in self._started])):
+        words = [self._words[: self._words_used], *[program.words for program in self._started]]
+        if any(any(some.tolist()) for some in words):  # NumPy's own `any` takes longer for so few
             told = [
                 call._replace(status=Status(int(one.words[one.place])))
                 for call, one in zip(told, self._done, strict=True)
