@@ -119,8 +119,7 @@ class KernelPipeline:
         self._verifying = self._watching = False
         self._unwritten: ev.I32 | None = None  # sequences that decode, whose tokens the step has still to write
         self._chosen: list[ev.BlocksSelected] = []
-        self._kept: dict[int, tuple[ev.I32, ev.I32]] = {}  # by layer, counts and blocks as the kernel gave them
-        self._attended: Callable[[], Read] = dict
+        self._rest: Callable[[], Read] = dict  # results of the step under way that come last
         self._ahead: _Prepared | None = None
         self._can_look_ahead = self.chooser.ranks_by in ("box", "mass")  # no orders or captured queries to be made
         self._begin(state.step)
@@ -317,7 +316,7 @@ class KernelPipeline:
         if allocation is not None:
             self.memory.check_allocation(allocation, chosen["allocated"])
         self._chosen = [self._selected(now, layer, chosen) for layer in layers]
-        self._attended = running.rest
+        self._rest = running.rest
         return self._chosen
 
     def observed(self) -> list[ev.BlocksSelected]:
@@ -328,7 +327,7 @@ class KernelPipeline:
         self._ahead, content = None, self.content
         if self._can_look_ahead and isinstance(content, Content) and int(now.lengths.max()) < content.longest:
             self._ahead = self._prepared(now.step + 1, now.decoding, now.lengths + 1, True)
-        found = self._attended()
+        found = self._rest()
         return [self._with_attention(event, layer, now.slots, found) for layer, event in enumerate(chosen)]
 
     def _prepared(self, step: int, decoding: ev.I32, lengths: ev.I32, writing: bool) -> _Prepared:
@@ -384,12 +383,18 @@ class KernelPipeline:
         made, layers = isinstance(self.content, Content), range(self._model.num_layers)
         queries = [self.session.part(self._query, at) if made else calls.input(f"query{at}") for at in layers]
         chosen = [self._choosing(calls, at, queries[at], lengths, most) for at in layers]
+        seq_lens = lengths["seq_lens"]
         shown = [
-            choice | (self._truth(calls, at, queries[at], lengths["seq_lens"]) if self._watching else {})
+            choice | (self._truth(calls, at, queries[at], seq_lens) if self._watching else {})
             for at, choice in enumerate(chosen)
         ]
-        calls.read_early(early | _by_layer(shown))
-        return _by_layer([self._attending(calls, at, queries[at], lengths["seq_lens"], chosen[at]) for at in layers])
+        listed = [self._work_lists(calls, seq_lens, choice) for choice in chosen]
+        fused = [self._fused(calls, at, queries[at], seq_lens, chosen[at]) for at in layers]
+        own = [{f"fused_{name}": part[name] for name in ("selected", "count") if part} for part in fused]
+        calls.read_early(early | _by_layer(shown) | _by_layer(own))
+        return _by_layer(
+            [self._attending(calls, at, queries[at], seq_lens, chosen[at], listed[at], fused[at]) for at in layers]
+        )
 
     def _mass(
         self,
@@ -487,66 +492,81 @@ class KernelPipeline:
             **{name: choice[name] for name in ("selected", "count", "priority", "row_score")},
         }
 
-    def _attending(
-        self, calls: Calls, layer: int, query: Held, seq_lens: Held, chosen: Mapping[str, Held]
-    ) -> dict[str, Held]:
-        """The forms of attention that were asked for: log-sum-exps, and outputs where this step is verified."""
-        model, memory, form = self._model, self.memory, self._config.attention
-        everything = self._balance(calls, seq_lens, None)
-        if self._config.mode == "decisions":
-            return {}
-        common = {
+    def _work_lists(self, calls: Calls, seq_lens: Held, chosen: Mapping[str, Held]) -> list[dict[str, Held]]:
+        """The list over all blocks, and over the chosen ones where a form of attention takes it."""
+        lists = [self._balance(calls, seq_lens, None)]
+        if self._config.mode != "decisions" and self._config.attention in ("query-aware", "all"):
+            lists.append(self._balance(calls, seq_lens, chosen["count"]))
+        return lists
+
+    def _attended(self, layer: int, query: Held, seq_lens: Held) -> dict[str, Held]:
+        """What every form of attention takes."""
+        return {
             "query": query,
-            **{name: memory.layer(name, layer) for name in POOLS},
-            "block_table": memory.held["block_table"],
+            **{name: self.memory.layer(name, layer) for name in POOLS},
+            "block_table": self.memory.held["block_table"],
             "seq_lens": seq_lens,
         }
+
+    def _fused(
+        self, calls: Calls, layer: int, query: Held, seq_lens: Held, chosen: Mapping[str, Held]
+    ) -> dict[str, Held]:
+        """Scoring, choice and attention in one launch, where that is asked for; its choice must be that of the
+        separate kernels, so it runs before choices are read."""
+        model = self._model
+        forms = ("query-aware-fused", "all")
+        if self._config.mode == "decisions" or self._config.attention not in forms or not self.chooser.can_be_fused:
+            return {}
+        return calls.call(
+            "query_aware_paged_attention",
+            {
+                **self._attended(layer, query, seq_lens),
+                "box": self.memory.layer("box", layer),
+                **{name: calls.new(chosen[name].shape, "int32") for name in ("selected", "count")},
+            },
+            lambda s: attention_bytes(model, s[f"read{layer}"], s["rows"]) + scoring_bytes(model, s["blocks"], 0),
+            scale=self._scale,
+            reduction=self.chooser.box_reduction,
+            **self.chooser.fused_scalars(),
+        )
+
+    def _attending(
+        self,
+        calls: Calls,
+        layer: int,
+        query: Held,
+        seq_lens: Held,
+        chosen: Mapping[str, Held],
+        lists: list[dict[str, Held]],
+        fused: dict[str, Held],
+    ) -> dict[str, Held]:
+        """The forms of attention that were asked for: log-sum-exps, and outputs where this step is verified."""
+        model, form = self._model, self._config.attention
+        if self._config.mode == "decisions":
+            return {}
+        common = self._attended(layer, query, seq_lens)
 
         def dense(s: Sizes) -> int:
             return attention_bytes(model, s["held"], s["rows"])
 
-        def sparse(s: Sizes) -> int:
-            return attention_bytes(model, s[f"read{layer}"], s["rows"])
-
         full = part = None
-        read: dict[str, Held] = {}
         if form in ("exact", "all"):
             full = calls.call("paged_attention", common, dense, scale=self._scale)
         if form in ("flash", "query-aware", "query-aware-fused", "all"):
             # The dense form runs beside the selected one: without it nobody could say what the selection lost.
-            full = calls.call("flash_paged_attention", {**common, **everything}, dense, scale=self._scale)
+            full = calls.call("flash_paged_attention", {**common, **lists[0]}, dense, scale=self._scale)
         if form in ("query-aware", "all"):
             part = calls.call(
                 "query_aware_paged_attention",
-                {
-                    **common,
-                    **self._balance(calls, seq_lens, chosen["count"]),
-                    "selected": chosen["selected"],
-                    "count": chosen["count"],
-                },
-                sparse,
+                {**common, **lists[1], **{name: chosen[name] for name in ("selected", "count")}},
+                lambda s: attention_bytes(model, s[f"read{layer}"], s["rows"]),
                 scale=self._scale,
             )
-        if form in ("query-aware-fused", "all") and self.chooser.can_be_fused:
-            # Scoring, choice and attention in one launch; its choice must be that of the separate kernels.
-            part = calls.call(
-                "query_aware_paged_attention",
-                {
-                    **common,
-                    "box": memory.layer("box", layer),
-                    **{name: calls.new(chosen[name].shape, "int32") for name in ("selected", "count")},
-                },
-                lambda s: sparse(s) + scoring_bytes(model, s["blocks"], 0),
-                scale=self._scale,
-                reduction=self.chooser.box_reduction,
-                **self.chooser.fused_scalars(),
-            )
-            read |= {"fused_selected": part["selected"], "fused_count": part["count"]}
-        if full is not None and part is not None:
-            read |= {"lse": full["lse"], "lse_selected": part["lse"]}
-            if self._verifying:
-                read |= {"output": full["output"], "output_selected": part["output"]}
-        return read
+        part = fused or part
+        if full is None or part is None:
+            return {}
+        names = ("lse", "output") if self._verifying else ("lse",)
+        return {name: full[name] for name in names} | {f"{name}_selected": part[name] for name in names}
 
     def _balance(self, calls: Calls, seq_lens: Held, count: Held | None) -> dict[str, Held]:
         """The work list over all blocks, or over the kept ones, of which each head keeps the same number."""
@@ -567,7 +587,10 @@ class KernelPipeline:
         """The event of what one layer chose, without what attention shows."""
         decoding, slots, context, sizes = now.decoding, now.slots, now.lengths, now.sizes
         count, selected = (found[f"{layer}.{name}"][slots] for name in ("count", "selected"))
-        self._kept[layer] = count, selected
+        if f"{layer}.fused_count" in found:
+            fused = [found[f"{layer}.fused_{name}"][slots] for name in ("count", "selected")]
+            if not all(map(np.array_equal, fused, (count, selected))):
+                self._report("kernel", "the fused form chose other blocks than the separate kernels")
         bs = self._engine.block_size
         read = tokens_of(selected, count, context, bs, self._model.num_kv_heads)
         sizes[f"read{layer}"] = read
@@ -576,10 +599,12 @@ class KernelPipeline:
             num_blocks = -(-context // bs)
             longest = int(num_blocks.max())  # the tables may be much wider
             chosen = chosen_mask(selected, longest)
+            everyone = np.array_equal(slots, np.arange(now.rows))  # then nothing has to be gathered
+            of = slice(None) if everyone else slots
             truth = Truth(
-                score=found[f"{layer}.block_score"][slots, :, :longest],
-                mass=found[f"{layer}.block_mass"][slots, :, :longest],
-                peak=found[f"{layer}.block_peak"][slots, :, :longest],
+                score=found[f"{layer}.block_score"][of, :, :longest],
+                mass=found[f"{layer}.block_mass"][of, :, :longest],
+                peak=found[f"{layer}.block_peak"][of, :, :longest],
                 num_blocks=num_blocks,
                 scale=self.content.scale,
                 reduction=self.chooser.box_reduction,
@@ -614,10 +639,6 @@ class KernelPipeline:
         self, event: ev.BlocksSelected, layer: int, slots: ev.I32, found: Mapping[str, NDArray[Any]]
     ) -> ev.BlocksSelected:
         """The event with the mass that the choice retained and, in a verified step, the error of its output."""
-        if f"{layer}.fused_count" in found:
-            fused = [found[f"{layer}.fused_{name}"] for name in ("count", "selected")]
-            if not all(map(np.array_equal, [one[slots] for one in fused], self._kept[layer])):
-                self._report("kernel", "the fused form chose other blocks than the separate kernels")
         if f"{layer}.lse" in found:
             full, part = (found[f"{layer}.{name}"][slots].astype(np.float64) for name in ("lse", "lse_selected"))
             event.retained[:] = np.exp(part - full).ravel()
