@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -88,6 +89,12 @@ class Gpu:
             yield self.driver
         finally:
             self.context.pop()
+
+    def abandon(self, *objects: Any) -> None:
+        """The context is lost: keep its PyCUDA objects, and these, for good. Nothing can be given back, and at the end
+        of the process each of them would try and complain on stderr."""
+        for one in (*objects, *self._functions.values(), *self._modules.values(), self.context):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(one))
 
     def function(self, kernel: KernelDef, entry: str) -> Any:
         """An entry point of the kernel's file, compiled if need be, with the definition's parameters prepared.

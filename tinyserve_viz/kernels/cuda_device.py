@@ -90,7 +90,9 @@ class CudaDevice:
 
     def close(self) -> None:
         """Let the context go. A lost one is left as it is."""
-        if not self.lost:
+        if self.lost:
+            self._gpu.abandon(self._stream_object)
+        else:
             self._stream_object = None
         self._gpu.context.pop()
 
