@@ -55,6 +55,22 @@ def add_trace_arguments(parser: argparse.ArgumentParser, positional: str = "trac
     )
 
 
+def columns_by_lines(text: str) -> tuple[int, int]:
+    """An argparse type: the size of a terminal, `120x40` as (120, 40)."""
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit() and 20 <= int(width) <= 400 and 8 <= int(height) <= 200):
+        raise argparse.ArgumentTypeError(f"{text!r} given, expected columns x lines such as 120x40")
+    return int(width), int(height)
+
+
+def add_writing_arguments(parser: argparse.ArgumentParser, output: str, as_json: str) -> None:
+    """Add `-o OUT` and `--json` with these words of help, `--force` and `--quiet`."""
+    parser.add_argument("-o", "--output", metavar="OUT", help=output)
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    parser.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
+    parser.add_argument("--json", action="store_true", help=as_json)
+
+
 def add_content_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--content`; `content_of` reads it together with `--seed`."""
     parser.add_argument(

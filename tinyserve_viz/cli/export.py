@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tinyserve_viz.cli.arguments import whole_number
+from tinyserve_viz.cli.arguments import add_writing_arguments, columns_by_lines, whole_number
 
 if TYPE_CHECKING:
     from tinyserve_viz.analysis.tables import Table
@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "The formats are described in docs/export.md, the events in docs/events.md."
     )
     parser.add_argument("file", metavar="FILE", nargs="?", help="a recording, or for csv and json a bench file")
-    parser.add_argument("-o", "--output", metavar="OUT", help="file to write (default: stdout)")
+    add_writing_arguments(parser, "file to write (default: stdout)", "print what was written as one JSON object")
     parser.add_argument(
         "--format", choices=FORMATS, help="csv or json: a table · jsonl: all events · chrome: Perfetto · mooncake: the "
         "trace again · svg: the screen (default: by the suffix of OUT, else csv)"
@@ -50,11 +50,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--at", type=whole_number(0), metavar="STEP", help="moment of svg, blocks and block_tables (default: the end)"
     )
-    parser.add_argument("--size", metavar="WxH", type=_size, help="size of the svg (default 120x40)")
+    parser.add_argument("--size", metavar="WxH", type=columns_by_lines, help="size of the svg (default 120x40)")
     parser.add_argument("--sentences", action="store_true", help="with jsonl: say in words what each event did and why")
-    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
-    parser.add_argument("--quiet", action="store_true", help="no progress and no notes on stderr")
-    parser.add_argument("--json", action="store_true", help="print what was written as one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -212,10 +209,3 @@ def _list(as_json: bool) -> int:
     for table in TABLES:
         print(f"{table.name}: {table.summary}\n    {', '.join(table.columns)}")
     return 0
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    if not (width.isdigit() and height.isdigit() and 20 <= int(width) <= 400 and 8 <= int(height) <= 200):
-        raise argparse.ArgumentTypeError(f"{text!r} given, expected columns x lines such as 120x40")
-    return int(width), int(height)

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from tinyserve_viz.core.config import ContentConfig, EngineConfig, ModelConfig
 from tinyserve_viz.core.errors import ConfigError
 from tinyserve_viz.core.events import EMPTY, Event
 from tinyserve_viz.core.rules import DEFAULT_RULES
+from tinyserve_viz.core.state import CacheState
 from tinyserve_viz.core.stream import StreamChecker, StreamState
 from tinyserve_viz.core.workload import Workload, sequences_of
 from tinyserve_viz.engine.kv_stream import StreamReplay, Survey, first_of, survey
@@ -80,13 +81,27 @@ def import_stream(
     return summary
 
 
-def summarize_stream_recording(timeline: Timeline) -> dict[str, Any]:
-    """Apply every event of a recorded stream again, check it, and summarize it."""
-    started = time.perf_counter()
-    header = timeline.header
-    state = header.empty_state()
-    assert isinstance(state, StreamState)
-    metrics, checker, digest = StreamMetrics(header), StreamChecker(state), Digest()
+class Watching(Protocol):
+    """What sees every event of a recording that is applied again."""
+
+    def add(self, step: int, event: Event) -> None:
+        """Take an event that was just applied."""
+        ...
+
+
+class Checking(Watching, Protocol):
+    """A watcher that can also look at the state as it is."""
+
+    def check_now(self) -> None:
+        """Check everything."""
+        ...
+
+
+def applied_again(
+    timeline: Timeline, state: CacheState | StreamState, metrics: Watching, checker: Checking
+) -> tuple[Digest, dict[str, Any]]:
+    """Apply every event of a recording to its first state; returns their digest, and the summary that was recorded."""
+    digest = Digest()
     with timeline.reading():
         for step, event in timeline.events():
             apply(state, event)
@@ -94,7 +109,17 @@ def summarize_stream_recording(timeline: Timeline) -> dict[str, Any]:
             metrics.add(step, event)
             checker.add(step, event)
         checker.check_now()
-    recorded = json.loads(timeline.summary) if timeline.summary else {}
+    return digest, json.loads(timeline.summary) if timeline.summary else {}
+
+
+def summarize_stream_recording(timeline: Timeline) -> dict[str, Any]:
+    """Apply every event of a recorded stream again, check it, and summarize it."""
+    started = time.perf_counter()
+    header = timeline.header
+    state = header.empty_state()
+    assert isinstance(state, StreamState)
+    metrics, checker = StreamMetrics(header), StreamChecker(state)
+    digest, recorded = applied_again(timeline, state, metrics, checker)
     wall_s = recorded.get("wall_s", time.perf_counter() - started)
     sha256 = digest.hexdigest()
     summary = summarize_stream(

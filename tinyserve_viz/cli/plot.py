@@ -8,6 +8,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tinyserve_viz.cli.arguments import add_writing_arguments
+
 if TYPE_CHECKING:
     from types import ModuleType
 
@@ -30,7 +32,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "  tinyserve-viz plot --kind list"
     )
     parser.add_argument("file", metavar="FILE", nargs="?", help="a recording, or a file of `kernels bench --json`")
-    parser.add_argument("-o", "--output", metavar="OUT", help="picture to write: .png, .svg, .pdf, .html or .txt")
+    add_writing_arguments(
+        parser,
+        "picture to write: .png, .svg, .pdf, .html or .txt",
+        "print the chart as data, or with -o what was written",
+    )
     parser.add_argument(
         "--kind",
         metavar="K",
@@ -43,9 +49,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="inches of a picture (8.5x7); of text, columns x lines a panel (100x16)",
     )
     parser.add_argument("--dpi", metavar="N", type=_dpi, help="dots per inch of a PNG (default 150)")
-    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
-    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
-    parser.add_argument("--json", action="store_true", help="print the chart as data, or with -o what was written")
 
 
 def run(args: argparse.Namespace) -> int:

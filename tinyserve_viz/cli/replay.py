@@ -8,7 +8,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tinyserve_viz.cli.arguments import add_content_argument, add_trace_arguments, content_of, load_trace, whole_number
+from tinyserve_viz.cli.arguments import (
+    add_content_argument,
+    add_trace_arguments,
+    columns_by_lines,
+    content_of,
+    load_trace,
+    whole_number,
+)
 from tinyserve_viz.core.config import ALLOCATORS, REDUCTIONS, SELECTION_HEADS, SELECTIONS
 from tinyserve_viz.core.rules import PROFILES, RULES_IN_WORDS
 
@@ -55,7 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--at", type=whole_number(0), metavar="STEP", help="step that the screenshot shows (default: the end)"
     )
     parser.add_argument(
-        "--size", type=_size, metavar="WxH", help="size of the screenshot (default 120x40)"
+        "--size", type=columns_by_lines, metavar="WxH", help="size of the screenshot (default 120x40)"
     )
     parser.add_argument(
         "--panel", choices=PANEL_NAMES, help="panel that the TUI or the screenshot begins with (default blocks)"
@@ -275,14 +282,6 @@ def _check_outputs(args: argparse.Namespace) -> None:
     unseen = [f"--{name}" for name in ("panel", "ascii") if getattr(args, name)]
     if unseen and args.screenshot is None and (args.headless or args.json or args.decisions):
         raise UsageError(f"tinyserve-viz replay: {', '.join(unseen)} without the TUI; see --help")
-
-
-def _size(text: str) -> tuple[int, int]:
-    """`120x40` as (120, 40)."""
-    width, _, height = text.partition("x")
-    if not (width.isdigit() and height.isdigit() and 20 <= int(width) <= 400 and 8 <= int(height) <= 200):
-        raise argparse.ArgumentTypeError(f"{text!r} given, expected columns x lines such as 120x40")
-    return int(width), int(height)
 
 
 def ratio(text: str) -> int:

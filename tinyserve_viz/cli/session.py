@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from tinyserve_viz import __version__
 from tinyserve_viz.analysis.metrics import Metrics
 from tinyserve_viz.cli.backend import choose_backend, misfit, open_session
-from tinyserve_viz.cli.import_stream import summarize_stream_recording
-from tinyserve_viz.core.apply import apply
+from tinyserve_viz.cli.import_stream import applied_again, summarize_stream_recording
 from tinyserve_viz.core.check import FULL_EVERY, StepChecker
 from tinyserve_viz.core.config import ORACLE_EVICTIONS, ContentConfig, EngineConfig, ModelConfig, with_overrides
 from tinyserve_viz.core.errors import ConfigError, DeviceLost, OutOfDeviceMemory
@@ -390,16 +389,8 @@ def summarize_recording(timeline: Timeline, check_every_step: bool = False) -> d
     started = time.perf_counter()
     header = timeline.header
     state: CacheState = header.empty_state()
-    metrics, digest = Metrics(header.workload, header.engine), Digest()
-    checker = _checker(header, state, check_every_step)
-    with timeline.reading():
-        for step, event in timeline.events():
-            apply(state, event)
-            digest.add(step, event)
-            metrics.add(step, event)
-            checker.add(step, event)
-        checker.check_now()
-    recorded = json.loads(timeline.summary) if timeline.summary else {}
+    metrics, checker = Metrics(header.workload, header.engine), _checker(header, state, check_every_step)
+    digest, recorded = applied_again(timeline, state, metrics, checker)
     outcome = Outcome(
         header=header,
         metrics=metrics,

@@ -126,18 +126,28 @@ def _check_write(one: Writing, calls: Sequence[Call]) -> None:
                 raise WrongResultError(f"box[{block}] does not hold the key of token {token} of sequence {seq}")
 
 
-def copies(bench: Bench) -> Iterator[Work]:
-    """Whole blocks, K, V and boxes, from random places to random places."""
-    if not bench.wants("fused_block_copy"):
-        return
+def _sets_of_blocks(
+    bench: Bench, most_sets: int, key: int
+) -> Iterator[tuple[Model, int, dict[str, DeviceArray], int, I32]]:
+    """For each shape of a copy: model, blocks, pools of one layer, useful bytes, and 2 · blocks ids for each set."""
     for model, count in copy_shapes(bench.grid):
         if not bench.fits(f"copies or moves, {block_label(model, count)}", 2 * count, model):
             continue
         layered = {name: pool.of_one_layer() for name, pool in pools_of(bench, model).items()}
         num_blocks = layered["box"].shape[1]
         num_bytes = 8 * count * BLOCK_SIZE * model.num_kv_heads * model.head_dim
-        sets = sets_for(bench.device, num_bytes, min(64, num_blocks // (2 * count)))
-        ids = bench.rng(count, 3).permutation(num_blocks).astype(np.int32)[: 2 * count * sets].reshape(sets, 2, count)
+        sets = sets_for(bench.device, num_bytes, min(most_sets, num_blocks // (2 * count)))
+        ids = bench.rng(count, key).permutation(num_blocks).astype(np.int32)[: 2 * count * sets]
+        yield model, count, layered, num_bytes, ids
+
+
+def copies(bench: Bench) -> Iterator[Work]:
+    """Whole blocks, K, V and boxes, from random places to random places."""
+    if not bench.wants("fused_block_copy"):
+        return
+    for model, count, layered, num_bytes, blocks in _sets_of_blocks(bench, 64, 3):
+        num_blocks = layered["box"].shape[1]
+        ids = blocks.reshape(-1, 2, count)
         ref = bench.device.put(np.ones(num_blocks, np.int32))
         full = np.full(count, BLOCK_SIZE, np.int32)
         plans = [np.stack([source, target, full], axis=1) for source, target in ids]
@@ -180,14 +190,8 @@ def moves(bench: Bench) -> Iterator[Work]:
     """A compaction plan applied: blocks moved, table, references and generations with them; there and back in turn."""
     if not bench.wants("memory_compaction"):
         return
-    for model, count in copy_shapes(bench.grid):
-        if not bench.fits(f"copies or moves, {block_label(model, count)}", 2 * count, model):
-            continue
-        layered = {name: pool.of_one_layer() for name, pool in pools_of(bench, model).items()}
-        num_blocks = layered["box"].shape[1]
-        num_bytes = 8 * count * BLOCK_SIZE * model.num_kv_heads * model.head_dim
-        sets = sets_for(bench.device, num_bytes, min(8, num_blocks // (2 * count)))
-        ids = bench.rng(count, 4).permutation(num_blocks).astype(np.int32)[: 2 * count * sets].reshape(sets, count, 2)
+    for model, count, layered, num_bytes, blocks in _sets_of_blocks(bench, 8, 4):
+        ids = blocks.reshape(-1, count, 2)
         calls = [_there_and_back(bench, layered, pairs) for pairs in ids]
         yield Work(
             "compaction-move", "memory_compaction", block_label(model, count), num_bytes, {"": calls},
