@@ -7,6 +7,7 @@
 // not finish and keeps the others; the last step, of neighbours, is within the lane. 30 shuffles finish 32 scores.
 #pragma once
 
+#include "ring.cuh"
 #include "selection.cuh"
 
 constexpr int SCORE_WARPS = 4;
@@ -14,47 +15,22 @@ constexpr int SCORE_BLOCKS = 16;  // per warp
 constexpr int HALF_WARP = WARP_SIZE / 2;
 constexpr int ROW_PADDING = 32;  // halfs: the two rows that a warp reads at once then lie in different banks
 
-// Copy 16 bytes to shared memory without waiting, where the architecture can.
-__device__ __forceinline__ void copy_ahead(half* target, const half* source) {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"((unsigned)__cvta_generic_to_shared(target)),
-                 "l"(source)
-                 : "memory");
-#else
-    *reinterpret_cast<uint4*>(target) = *reinterpret_cast<const uint4*>(source);
-#endif
-}
-
-__device__ __forceinline__ void close_copies() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-
-// Wait until at most `later` of the closed groups are still under way.
-template <int LATER>
-__device__ __forceinline__ void await_copies() {
-#if __CUDA_ARCH__ >= 800
-    asm volatile("cp.async.wait_group %0;" ::"n"(LATER) : "memory");
-#endif
-    __syncwarp();
-}
-
-// Steps WIDTH, WIDTH / 2, …, 1 of a butterfly over 16 pairs of sums per lane of a half warp: what pair m comes to in all
-// lanes ends in lane m.
-template <int WIDTH>
-__device__ __forceinline__ void hand_over(float (&sums)[HALF_WARP][2]) {
+// Steps WIDTH, WIDTH / 2, …, 1 of a butterfly over COUNT pairs of sums per lane of a half warp: what pair m % COUNT comes
+// to in all lanes ends in lane m.
+template <int COUNT, int WIDTH>
+__device__ __forceinline__ void hand_over(float (&sums)[COUNT][2]) {
     const bool upper = threadIdx.x & WIDTH;
+    constexpr bool FEW = COUNT <= WIDTH;  // then every lane goes on with all of them
 #pragma unroll
-    for (int i = 0; i < WIDTH; ++i) {
+    for (int i = 0; i < (FEW ? COUNT : WIDTH); ++i) {
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
-            const float early = sums[i][k], late = sums[i + WIDTH][k];
+            const float early = sums[i][k], late = FEW ? early : sums[i + (FEW ? 0 : WIDTH)][k];
             const float given = __shfl_xor_sync(FULL_WARP, upper ? early : late, WIDTH);
             sums[i][k] = __fadd_rn(upper ? late : early, given);
         }
     }
-    if constexpr (WIDTH > 1) hand_over<WIDTH / 2>(sums);
+    if constexpr (WIDTH > 1) hand_over<COUNT, WIDTH / 2>(sums);
 }
 
 // The call's arrays and sizes, as block_scoring has them.
@@ -148,7 +124,7 @@ __device__ __forceinline__ void score_tile(const Scoring& call, const int* table
             const int64_t logical = in_tile < SCORE_BLOCKS ? first + in_tile : call.max_blocks_per_seq;
             const int block = __shfl_sync(FULL_WARP, own, in_tile);
             const bool held = __shfl_sync(FULL_WARP, (int)own_held, in_tile) && in_tile < SCORE_BLOCKS;
-            hand_over<HALF_WARP / 2>(sums);
+            hand_over<HALF_WARP, HALF_WARP / 2>(sums);
             float score = positive_zero(__fadd_rn(sums[0][0], sums[0][1]));
             // A bound that is no number, also the infinite ones of an empty box times 0: as the plain path has it.
             unsigned odd_ones = __ballot_sync(FULL_WARP, held && (isnan(score) || undefined));

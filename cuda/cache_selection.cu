@@ -1,11 +1,15 @@
 // Choose the blocks that a query will read: first and last ones and the best-scored others within the row's budget;
 // then count the accesses.
-// One thread block of 1024 threads per (sequence, selecting head) makes a choice over the scores (selection.cuh) whose
+// One thread block of 512 threads per (sequence, selecting head) makes a choice over the scores (selection.cuh) whose
 // ties go to the lower block and whose list ascends; that of the first head gives the row's priority, from its history.
 // The last of a sequence to be done counts.
 // A block kept by several heads is counted once.
 // TinyServe S:306-352 (seed), whose three branches wrote into three id spaces; arXiv 2509.12211 (paper).
 #include "selection.cuh"
+
+#ifndef CHOICE_THREADS
+#define CHOICE_THREADS 512
+#endif
 
 constexpr int PAPER = 0, SEED = 1;
 
@@ -19,7 +23,7 @@ __device__ bool contains(const int* ascending, int64_t count, int value) {
     return low < count && __ldcg(ascending + low) == value;
 }
 
-extern "C" __global__ void __launch_bounds__(1024, 1) cache_selection(
+extern "C" __global__ void __launch_bounds__(CHOICE_THREADS, 1024 / CHOICE_THREADS) cache_selection(
     const float* complexity,    // [num_seqs]
     const int* requirement,     // [num_seqs] 0, 1 or 2
     const float* block_score,   // [num_seqs][num_score_heads][max_blocks_per_seq]
@@ -53,6 +57,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1) cache_selection(
     int budget_blocks,
     int* status) {
     __shared__ SelectMemory memory;
+    __shared__ __align__(16) float score[SELECT_BLOCKS];
     __shared__ bool last;
     const int64_t seq = blockIdx.x, head = blockIdx.y;
     if (seq >= num_seqs) return;
@@ -96,8 +101,6 @@ extern "C" __global__ void __launch_bounds__(1024, 1) cache_selection(
     const float* const scores = block_score + (seq * num_score_heads + head) * max_blocks_per_seq;
     const bool sum = num_select_heads != num_score_heads;
     const auto score_of = [&](int64_t block, bool& undefined) {
-        // The first head's thread block sums the history beside, so that both are under way at once.
-        if (head == 0 && !early && block < blocks) accessed += accesses[block];
         float total = scores[block];
         undefined |= isnan(total);
         if (!sum) return total;
@@ -115,18 +118,27 @@ extern "C" __global__ void __launch_bounds__(1024, 1) cache_selection(
     bool undefined = false;
     if (head < num_select_heads) {
         if (threadIdx.x == 0) count[at] = (int)budget;
-        if (!select_best_at_once(score_of, blocks, max_blocks_per_seq, budget, list, max_selected, sinks, recent,
-                                 undefined, memory)) {
+        Scores<CHOICE_THREADS> held = {score};
+        // What lies behind the row is read too, so that nothing waits for its length.
+        if (!sum) held.ask(scores, max_blocks_per_seq);
+        else held.put([&](int block) { return score_of(block, undefined); }, blocks);
+        // The first head's thread block sums the history beside, so that both are under way at once.
+        if (head == 0 && !early) {
+#pragma unroll 8
+            for (int64_t i = threadIdx.x; i < max_blocks_per_seq; i += CHOICE_THREADS) {
+                const int seen = accesses[i];
+                accessed += i < blocks ? seen : 0;
+            }
+        }
+        held.have();
+        if (!select_best_at_once(held, blocks, budget, list, max_selected, sinks, recent, undefined, memory)) {
             __syncthreads();
-            accessed = 0;
             for (int64_t block = threadIdx.x; block < blocks; block += blockDim.x) score_of(block, undefined);
-            const int64_t seen = accessed;
             const auto key_of = [&](int64_t block) {
                 bool ignored;
                 return selection_key(score_of(block, ignored), block, blocks, sinks, recent);
             };
             select_best(key_of, blocks, budget, list, max_selected);
-            accessed = seen;
         }
     }
     if (undefined) flags |= STATUS_NOT_A_NUMBER;

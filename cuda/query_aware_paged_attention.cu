@@ -1,10 +1,13 @@
 // Attention over the selected blocks only; given boxes, the same call scores and chooses them first (fused).
 // With boxes, a launch of one warp per 16 blocks scores (box_scores.cuh) and one of a thread block per (sequence, KV head)
-// selects (selection.cuh). Then one thread block of four warps per (part of a sequence's kept list, KV head), or per
-// (worker, KV head) over segments of the lists, attends as flash_paged_attention does and merges as it does.
+// selects (selection.cuh); then, or without boxes, one thread block of four warps per (part of a sequence's kept list, KV
+// head), or per (worker, KV head) over segments of the lists, attends as flash_paged_attention does and merges as it does.
+// In the commonest shapes one launch does all three.
 // TinyServe S:391-521 and arXiv 2509.12211; Quest, arXiv 2406.10774.
 #include "attention_tiles.cuh"
 #include "box_scores.cuh"
+#include "kept_attention.cuh"
+#include "score_windows.cuh"
 #include "work_list.cuh"
 
 #define QUERY_AWARE_PARAMETERS                                                                                        \
@@ -27,6 +30,11 @@ __device__ __forceinline__ Row row_of(const int* seq_lens, int64_t seq, int64_t 
     return {length, (length + block_size - 1) / block_size};
 }
 
+// Blocks of a sequence; what is no length gives a number that score_tiles finds out of range.
+__device__ __forceinline__ int blocks_of(int length, int block_size) {
+    return length < 0 ? -1 : (int)(((unsigned)length + block_size - 1) / block_size);
+}
+
 // Fused, first: the scores. Four warps of 16 blocks each per (run of blocks, sequence, KV head).
 extern "C" __global__ void __launch_bounds__(128, 4) query_aware_paged_attention_score(QUERY_AWARE_PARAMETERS) {
     const int64_t first = ((int64_t)blockIdx.x * SCORE_WARPS + threadIdx.x / WARP_SIZE) * SCORE_BLOCKS;
@@ -43,36 +51,220 @@ extern "C" __global__ void __launch_bounds__(128, 4) query_aware_paged_attention
     score_blocks(call, table, score, first, row.blocks, seq, kv_head);
 }
 
-// Fused, second: the choice by the paper's budget. One thread block per (sequence, KV head).
-extern "C" __global__ void __launch_bounds__(1024, 1) query_aware_paged_attention_select(QUERY_AWARE_PARAMETERS) {
-    __shared__ SelectMemory memory;
-    const int64_t seq = blockIdx.x, kv_head = blockIdx.y;
-    if (seq >= num_seqs) return;
-    const Row row = row_of(seq_lens, seq, block_size, max_blocks_per_seq, status);
-    const int64_t at = seq * num_kv_heads + kv_head;
-    const float* const scores = score + at * max_blocks_per_seq;
-    int64_t budget = paper_budget(row.blocks, ratio_permille, sinks, recent, budget_blocks);
+// The choice of a row by the paper's budget, which it gives; the whole thread block calls it.
+template <int THREADS>
+__device__ __forceinline__ int choose_row(const float* scores, int64_t blocks, int64_t max_blocks, int* list,
+                                          int64_t max_selected, int ratio_permille, int sinks, int recent,
+                                          int budget_blocks, float* held, SelectMemory& memory, int* status) {
+    int64_t budget = paper_budget(blocks, ratio_permille, sinks, recent, budget_blocks);
     bool undefined = false;
     int flags = 0;
     if (budget > max_selected) {
         flags |= STATUS_RANGE;
         budget = 0;
     }
-    const auto score_of = [&](int64_t block, bool& not_a_number) {
-        not_a_number |= isnan(scores[block]);
-        return scores[block];
-    };
-    int* const list = selected + at * max_selected;
-    if (!select_best_at_once(score_of, row.blocks, max_blocks_per_seq, budget, list, max_selected, sinks, recent,
-                             undefined, memory)) {
+    Scores<THREADS> scores_here = {held};
+    scores_here.ask(scores, max_blocks);
+    scores_here.have();
+    if (!select_best_at_once(scores_here, blocks, budget, list, max_selected, sinks, recent, undefined, memory)) {
         __syncthreads();
-        for (int64_t i = threadIdx.x; i < row.blocks; i += blockDim.x) undefined |= isnan(scores[i]);
-        const auto key_of = [&](int64_t i) { return selection_key(scores[i], i, row.blocks, sinks, recent); };
-        select_best(key_of, row.blocks, budget, list, max_selected);
+        for (int64_t i = threadIdx.x; i < blocks; i += THREADS) undefined |= isnan(__ldcg(scores + i));
+        const auto key_of = [&](int64_t i) { return selection_key(__ldcg(scores + i), i, blocks, sinks, recent); };
+        select_best(key_of, blocks, budget, list, max_selected);
     }
     if (undefined) flags |= STATUS_NOT_A_NUMBER;
-    if (threadIdx.x == 0) count[at] = (int)budget;
     if (flags) atomicOr(status, flags);
+    return (int)budget;
+}
+
+// Fused, second: the choice. One thread block per (sequence, KV head).
+extern "C" __global__ void __launch_bounds__(512, 1) query_aware_paged_attention_select(QUERY_AWARE_PARAMETERS) {
+    __shared__ SelectMemory memory;
+    __shared__ __align__(16) float held[SELECT_BLOCKS];
+    const int64_t seq = blockIdx.x, at = seq * num_kv_heads + blockIdx.y;
+    if (seq >= num_seqs) return;
+    const Row row = row_of(seq_lens, seq, block_size, max_blocks_per_seq, status);
+    const int budget = choose_row<512>(score + at * max_blocks_per_seq, row.blocks, max_blocks_per_seq,
+                                       selected + at * max_selected, max_selected, ratio_permille, sinks, recent,
+                                       budget_blocks, held, memory, status);
+    if (threadIdx.x == 0) count[at] = budget;
+}
+
+// Fused, in one launch, in three steps that all thread blocks go through: score windows of blocks, choose for a row, attend
+// to a part of a row's list. Between them a row waits for itself only, by its ticket: arrivals of scored windows, then CHOSEN
+// and arrivals of parts, 0 at the end. All thread blocks of the launch must be resident at once, because they wait for each
+// other: there are no more of them than the device holds.
+constexpr int AT_ONCE_WARPS = 12, AT_ONCE_THREADS = AT_ONCE_WARPS * WARP_SIZE;
+constexpr int CHOSEN = 1 << 30;
+
+__device__ __forceinline__ int look_at(const int* ticket) {
+    int seen;
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(ticket) : "memory");
+    return seen;
+}
+
+// Count an arrival in a ticket, where `ours`; what the warp wrote before is then to be seen.
+__device__ __forceinline__ void announce(int* ticket, bool ours) {
+    asm volatile("{\n\t.reg .pred ours;\n\tsetp.ne.s32 ours, %1, 0;\n\t@ours red.release.gpu.global.add.s32 [%0], 1;\n\t}" ::"l"(ticket),
+                 "r"((int)ours)
+                 : "memory");
+}
+
+// Count this thread block's arrival, when all its threads have written; gives how many there were before, to all of them.
+__device__ __forceinline__ int arrive(int* ticket) {
+    __shared__ int before;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        before = atomicAdd(ticket, 1);
+        __threadfence();
+    }
+    __syncthreads();
+    return before;
+}
+
+// The parts of a row put together, two channels per thread, sixteen parts under way.
+template <int DIM>
+__device__ __forceinline__ void merge_row(const float* partial_output, const float* partial_ml, int64_t first, int splits,
+                                          int64_t num_heads, int64_t head, int group, half* output, float* lse) {
+    constexpr int UNDER_WAY = 16;
+    for (int item = threadIdx.x; item < group * DIM / 2; item += AT_ONCE_THREADS) {
+        const int h = item / (DIM / 2), d = item % (DIM / 2) * 2;
+        float top = -INFINITY, sum = 0.0f;
+        float2 mixed = {0.0f, 0.0f};
+        for (int start = 0; start < splits; start += UNDER_WAY) {
+            float2 ml[UNDER_WAY], held[UNDER_WAY];
+#pragma unroll
+            for (int i = 0; i < UNDER_WAY; ++i) {
+                const int64_t at = (first + min(start + i, splits - 1)) * num_heads + head + h;
+                ml[i] = __ldcg(reinterpret_cast<const float2*>(partial_ml + 4 * at));
+                held[i] = __ldcg(reinterpret_cast<const float2*>(partial_output + at * DIM + d));
+            }
+            float highest = top;
+#pragma unroll
+            for (int i = 0; i < UNDER_WAY; ++i) highest = fmaxf(highest, ml[i].x);  // behind the last, the last again
+            const float shrink = rescale(top, highest);
+            mixed = {mixed.x * shrink, mixed.y * shrink};
+            sum *= shrink;
+#pragma unroll
+            for (int i = 0; i < UNDER_WAY; ++i) {
+                const float w = start + i < splits ? rescale(ml[i].x, highest) : 0.0f;
+                sum += w * ml[i].y;
+                mixed.x += w * held[i].x;
+                mixed.y += w * held[i].y;
+            }
+            top = highest;
+        }
+        const float part = sum == 0.0f ? 0.0f : 1.0f / sum;
+        *reinterpret_cast<half2*>(output + h * DIM + d) = __floats2half2_rn(mixed.x * part, mixed.y * part);
+        if (d == 0) lse[h] = sum == 0.0f ? -INFINITY : top * LN_2 + logf(sum);
+    }
+}
+
+// Wait until a row's ticket is at least `wanted`; what was written before is then to be seen. All threads call it.
+__device__ __forceinline__ void wait_for(const int* ticket, int wanted) {
+    if (threadIdx.x == 0) {
+        while (look_at(ticket) < wanted) __nanosleep(20);
+    }
+    __syncthreads();
+}
+
+// For head_dim 128 and a group of 4 or 8.
+extern "C" __global__ void __launch_bounds__(AT_ONCE_THREADS, 1)
+    query_aware_paged_attention_at_once(QUERY_AWARE_PARAMETERS) {
+    constexpr int DIM = 128;
+    extern __shared__ __align__(128) unsigned char rings[];  // [AT_ONCE_WARPS][RING_SLOTS * SLOT_BYTES]
+    const int warp = uniform_warp(), lane = threadIdx.x % WARP_SIZE, kv_heads = (int)num_kv_heads;
+    if (num_seqs == 0) return;
+    const int rows = (int)num_seqs * kv_heads, group = (int)(num_heads / num_kv_heads);
+    const Windows windows(max_blocks_per_seq, rows, (int64_t)gridDim.x * AT_ONCE_WARPS);
+    {
+        const Scoring call = {query,        box,       num_heads, head_dim, num_blocks,
+                              num_kv_heads, max_blocks_per_seq, reduction, false};
+        const auto given_of = [&](int64_t seq) { return blocks_of(seq_lens[seq], (int)block_size); };
+        const auto done = [&](int row) {
+            __syncwarp();
+            announce(&tickets[row], lane == 0);
+        };
+        int flags = 0;
+        const int first = warp * (int)gridDim.x + (int)blockIdx.x, stride = (int)gridDim.x * AT_ONCE_WARPS;
+        unsigned char* const ring = rings + warp * (RING_SLOTS * SLOT_BYTES);
+        if (num_heads == 4 * num_kv_heads) {
+            score_tiles<4, 4, true>(call, block_table, score, windows, first, stride, given_of, done, ring, flags);
+        } else {
+            score_tiles<4, 4, false>(call, block_table, score, windows, first, stride, given_of, done, ring, flags);
+        }
+        if (flags) atomicOr(status, flags);
+    }
+    __syncthreads();  // the rings are free
+    for (int at = blockIdx.x; at < rows; at += gridDim.x) {
+        const Row row = row_of(seq_lens, at / kv_heads, block_size, max_blocks_per_seq, status);
+        wait_for(&tickets[at], windows.per_row);
+        const int budget = choose_row<AT_ONCE_THREADS>(
+            score + at * max_blocks_per_seq, row.blocks, max_blocks_per_seq, selected + at * max_selected, max_selected,
+            ratio_permille, sinks, recent, budget_blocks, reinterpret_cast<float*>(rings),
+            *reinterpret_cast<SelectMemory*>(rings + 4 * SELECT_BLOCKS), status);
+        if (threadIdx.x == 0) {
+            count[at] = budget;
+            __threadfence();
+            atomicExch(&tickets[at], CHOSEN);
+        }
+        __syncthreads();
+    }
+    // As many parts of a row as there are thread blocks for it, of at least eight blocks.
+    const int splits = max(min(min((int)gridDim.x / rows, (int)max_selected / 8), (int)(max_segments / num_seqs)), 1);
+    for (int task = blockIdx.x; task < rows * splits; task += gridDim.x) {
+        const int at = task / splits, part = task - at * splits, seq = at / kv_heads, kv_head = at - seq * kv_heads;
+        const int* const table = block_table + seq * max_blocks_per_seq;
+        const int* const list = selected + at * max_selected;
+        const int64_t head = (int64_t)seq * num_heads + kv_head * group;
+        const Row row = row_of(seq_lens, seq, block_size, max_blocks_per_seq, status);
+        wait_for(&tickets[at], CHOSEN);
+        const int size = uniform(__ldcg(count + at));
+        if (size == 0 && row.blocks > 0 && threadIdx.x == 0) atomicOr(status, STATUS_RANGE);
+        const auto unit_of = [&](int unit, int& block, int& tokens) {
+            const int logical = __ldcg(list + unit), found = table[logical];
+            const bool held = found >= 0 && found < num_blocks;
+            block = held ? found : 0;
+            tokens = held ? (int)min(block_size, row.length - logical * block_size) : 0;
+        };
+        const int64_t to = ((int64_t)seq * splits + part) * num_heads + kv_head * group;
+        const auto sink = [&](int h, int d, float value, float top, float sum) {
+            if (splits == 1) {
+                output[(head + h) * DIM + d] = __float2half(sum == 0.0f ? 0.0f : value / sum);
+                if (d == 0) lse[head + h] = sum == 0.0f ? -INFINITY : top * LN_2 + logf(sum);
+            } else {
+                partial_output[(to + h) * DIM + d] = value;
+                if (d == 0) *reinterpret_cast<float2*>(partial_ml + 4 * (to + h)) = {top, sum};
+            }
+        };
+        const Cache cache = {key_cache, value_cache, num_blocks, block_size, num_kv_heads, head_dim};
+        const int low = (int)((int64_t)size * part / splits), high = (int)((int64_t)size * (part + 1) / splits);
+        attend_kept<DIM, AT_ONCE_WARPS>(query + head * DIM, group, cache, kv_head, scale, low, high, unit_of, sink, rings);
+        if (arrive(&tickets[at]) == CHOSEN + splits - 1) {  // which also makes the rings free again
+            if (threadIdx.x == 0) tickets[at] = 0;
+            if (splits > 1) {
+                merge_row<DIM>(partial_output, partial_ml, (int64_t)seq * splits, splits, num_heads,
+                               (int64_t)kv_head * group, group, output + head * DIM, lse + head);
+            }
+        }
+    }
+    // What was read, told when nobody waits for it any more.
+    for (int at = blockIdx.x; at < rows; at += gridDim.x) {
+        const int seq = at / kv_heads;
+        const int* const table = block_table + seq * max_blocks_per_seq;
+        const Row row = row_of(seq_lens, seq, block_size, max_blocks_per_seq, status);
+        int64_t read = 0;  // blocks in the upper half, tokens in the lower
+        for (int i = threadIdx.x; i < count[at]; i += AT_ONCE_THREADS) {
+            const int logical = selected[at * max_selected + i], held = table[logical];
+            const int64_t tokens = min(block_size, row.length - logical * block_size);
+            if (held >= 0 && held < num_blocks) read += ((int64_t)1 << 32) + tokens;
+        }
+        read = block_sum(read);
+        const int64_t head = (int64_t)seq * num_heads + (at - seq * kv_heads) * group;
+        if (threadIdx.x < group) blocks_read[head + threadIdx.x] = (int)(read >> 32);
+        if (threadIdx.x < group) tokens_read[head + threadIdx.x] = (int)read;
+    }
 }
 
 // A row's kept list. It must ascend within the sequence's blocks; an entry that does not is skipped.

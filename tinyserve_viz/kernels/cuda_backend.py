@@ -76,6 +76,9 @@ class Gpu:
         self.name: str = device.name()
         major, minor = device.compute_capability()
         self.arch = f"sm_{major}{minor}"
+        attribute = self.driver.device_attribute
+        self.num_sms: int = device.get_attribute(attribute.MULTIPROCESSOR_COUNT)
+        self.most_shared: int = device.get_attribute(attribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
         self.context = device.retain_primary_context()
         self.nvcc: Path | None = None  # the compiler to take; None: whichever is found
         self._functions: dict[tuple[str, str], Any] = {}
@@ -127,8 +130,10 @@ class Gpu:
         if limit and axes["head_dim"] > limit:
             raise UnsupportedError(f"{kernel.name}: head_dim is {axes['head_dim']}, the CUDA form goes to {limit}")
         launch = kernel.launch
+        device = {"num_sms": self.num_sms, "most_shared": self.most_shared}
+        facts = {**axes, **has, **device}
         own = [(kernel.name, launch.grid(axes), launch.threads, launch.shared_bytes(axes))]
-        if not launch.when({**axes, **has}):
+        if not launch.when(facts):
             own = []
         stages = [
             *((stage, "before") for stage in launch.before),
@@ -136,8 +141,9 @@ class Gpu:
         ]
         around: dict[str, list[tuple[str, tuple[int, int, int], int, int]]] = {"before": [], "after": []}
         for stage, side in stages:
-            if stage.when({**axes, **has}):
-                around[side].append((f"{kernel.name}_{stage.suffix}", stage.grid(axes), stage.threads, 0))
+            if stage.when(facts):
+                entry = f"{kernel.name}_{stage.suffix}"
+                around[side].append((entry, stage.grid({**axes, **device}), stage.threads, stage.shared_bytes(axes)))
         launches = []
         for entry, grid, threads, shared in [*around["before"], *own, *around["after"]]:
             if any(size > most for size, most in zip(grid, _GRID_LIMITS, strict=True)):

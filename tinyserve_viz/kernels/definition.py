@@ -83,13 +83,15 @@ class Stage:
     """A launch around the kernel's own, of `name`_`suffix` in the same file with the same parameters.
 
     The end of a launch is the only barrier over a whole grid: what must be finished everywhere first is a stage.
-    `when` tells from the axes and from has_NAME of each argument whether a call needs it.
+    `when` tells from the axes, from has_NAME of each argument and from the device, `num_sms` multiprocessors whose
+    thread blocks may have `most_shared` bytes of shared memory, whether a call needs it; `grid` knows axes and device.
     """
 
     suffix: str
     grid: Callable[[Axes], tuple[int, int, int]]
     threads: int
     when: Callable[[Mapping[str, Any]], bool] = field(default=lambda _facts: True)
+    shared_bytes: Callable[[Axes], int] = field(default=lambda _axes: 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyserve_viz.kernels.decision_math import F32, LOG2_E, decision_exp2, lane_dots, lane_sum, reduce_group
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Scalar, Status
+from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Scalar, Stage, Status, ceil_div
 from tinyserve_viz.kernels.defs.block_scoring import REDUCTION, SCORING_HEADS
 from tinyserve_viz.kernels.defs.paged_attention import GROUPED
 from tinyserve_viz.kernels.layout import F16, POOL, blocks_of
@@ -125,9 +125,20 @@ KERNEL = KernelDef(
         Scalar("reduction", "int32", "mass of a KV head from its query heads; the mean adds up to 1", 1, REDUCTION),
     ),
     launch=Launch(
-        layout="one thread block per (sequence, kv head); a warp per token, then a warp per block",
+        layout="a warp per 32 tokens for the logits; then one thread block per (sequence, kv head), lanes over slots",
         grid=lambda a: (max(1, a["num_seqs"]), max(1, a["num_kv_heads"]), 1),
-        threads=256,
+        threads=512,
+        before=(
+            Stage(
+                "logits",
+                lambda a: (
+                    max(1, ceil_div(a["max_blocks_per_seq"] * a["block_size"], 256)),
+                    max(1, a["num_seqs"]),
+                    max(1, a["num_kv_heads"]),
+                ),
+                256,
+            ),
+        ),
         scratch_axes=lambda a: {"max_tokens": a["max_blocks_per_seq"] * a["block_size"]},
     ),
     requires=(GROUPED, SCORING_HEADS),

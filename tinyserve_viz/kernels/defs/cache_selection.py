@@ -235,7 +235,7 @@ KERNEL = KernelDef(
     launch=Launch(
         layout="one thread block per (sequence, selecting head) chooses; the last of a sequence to be done counts",
         grid=lambda a: (max(1, a["num_seqs"]), max(1, a["num_select_heads"]), 1),
-        threads=1024,
+        threads=512,
         scratch_axes=lambda a: {"workspace_words": a["num_seqs"]},
     ),
     requires=(

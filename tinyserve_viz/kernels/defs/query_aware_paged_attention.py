@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,28 @@ def splits(axes: Axes) -> int:
     """
     rows = max(1, axes["num_seqs"] * axes["num_kv_heads"])
     return max(1, min(2 * 132 // rows, axes["max_selected"] // 8))
+
+
+# What one launch scores, chooses and attends with: a thread block on each multiprocessor, of warps with a ring of three
+# slots of shared memory, as in cuda/ring.cuh and the kernel's file.
+_AT_ONCE_WARPS, _AT_ONCE_BYTES = 12, 12 * 3 * 4096
+
+
+def at_once(facts: Mapping[str, Any]) -> bool:
+    """Whether the fused form is one launch: where its shapes and the device's shared memory allow it."""
+    group = facts["num_heads"] // max(1, facts["num_kv_heads"])
+    return (
+        bool(facts["has_box"])
+        and not facts["has_segments"]
+        and facts["head_dim"] == 128
+        and facts["block_size"] % 16 == 0
+        and group in (4, 8)
+        and facts["most_shared"] >= _AT_ONCE_BYTES + 4096
+    )
+
+
+def _in_stages(facts: Mapping[str, Any]) -> bool:
+    return bool(facts["has_box"]) and not at_once(facts)
 
 
 def reference(
@@ -173,10 +196,18 @@ KERNEL = KernelDef(
         Scalar("budget_blocks", "int32", "blocks kept of every sequence, 0: the ratio (fused form)", 0),
     ),
     launch=Launch(
-        layout="one thread block per (part of the kept blocks, or worker, kv head), gathered by logical id",
+        layout="one thread block per (part of the kept blocks, or worker, kv head), gathered by logical id; with boxes "
+        "one per multiprocessor does all, where shapes and shared memory allow it",
         grid=lambda a: (max(1, a["num_workers"] or a["num_seqs"] * splits(a)), max(1, a["num_kv_heads"]), 1),
         threads=128,
         before=(
+            Stage(
+                "at_once",
+                lambda a: (max(1, a["num_sms"]), 1, 1),
+                32 * _AT_ONCE_WARPS,
+                at_once,
+                lambda _axes: _AT_ONCE_BYTES,
+            ),
             Stage(
                 "score",
                 lambda a: (
@@ -185,16 +216,17 @@ KERNEL = KernelDef(
                     max(1, a["num_kv_heads"]),
                 ),
                 128,
-                lambda facts: bool(facts["has_box"]),
+                _in_stages,
             ),
             Stage(
                 "select",
                 lambda a: (max(1, a["num_seqs"]), max(1, a["num_kv_heads"]), 1),
-                1024,
-                lambda facts: bool(facts["has_box"]),
+                512,
+                _in_stages,
             ),
         ),
         scratch_axes=lambda a: {"max_segments": a["num_seqs"] * splits(a)},
+        when=lambda facts: not at_once(facts),
     ),
     requires=(GROUPED, SELECTING_HEADS, FUSED_PER_HEAD, WHOLE_WORK_LIST),
 )
