@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from tinyserve_viz.core.errors import DeviceLost, KernelError, OutOfDeviceMemory
 from tinyserve_viz.core.resources import data_folder
 from tinyserve_viz.engine.pipeline import KernelPipeline, PipelineConfig
 from tinyserve_viz.engine.replay import Engine
+from tinyserve_viz.kernels.cuda_backend import Gpu
 from tinyserve_viz.kernels.cuda_session import CudaSession
 from tinyserve_viz.kernels.session import Session
 from tinyserve_viz.kernels.verified_session import VerifiedSession
@@ -167,6 +170,20 @@ def test_a_lost_device_is_told_once_and_closing_it_is_quiet() -> None:
     with pytest.raises(DeviceLost, match=r"^memory failed to launch flash_paged_attention: an illegal memory access"):
         replay(device, verify="off")
     assert device.lost
+
+
+def test_nothing_of_a_lost_context_is_ever_cleaned_up() -> None:
+    class Module:
+        """Stands for PyCUDA's, which complains on stderr when it is cleaned up in a dead context."""
+
+    gpu = object.__new__(Gpu)
+    gpu.context, gpu._functions, gpu._modules = Module(), {("kernel", "entry"): Module()}, {"kernel": Module()}
+    stream = Module()
+    alive = [weakref.ref(one) for one in (gpu.context, *gpu._functions.values(), *gpu._modules.values(), stream)]
+    gpu.abandon(stream)
+    del gpu, stream
+    gc.collect()
+    assert all(one() is not None for one in alive)
 
 
 def test_a_device_without_room_says_what_was_asked_for() -> None:
