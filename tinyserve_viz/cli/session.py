@@ -50,7 +50,7 @@ Sink = Callable[[int, Event], Any]
 Progress = Callable[[int, int], None]
 """Called now and then with (requests over, requests in all)."""
 
-_PROGRESS_EVERY = 256  # steps
+_PROGRESS_EVERY_S = 0.1
 ALL_KERNELS_UP_TO_TOKENS = 200_000
 _KERNEL_SETTINGS = ("attention", "verify", "quality")
 # What steers kernels alone, by the name of the setting.
@@ -307,10 +307,11 @@ def run_replay(
             recorder = stack.enter_context(Recorder(record, header, engine.state, force))
             digest = recorder.digest
             take = recorder.add
-        steps, stopped = 0, False
+        steps, stopped, next_look = 0, False, 0.0
         while _stepped(engine, record):
             steps += 1
-            if steps % _PROGRESS_EVERY == 0 and progress is not None:
+            if progress is not None and time.perf_counter() >= next_look:
+                next_look = time.perf_counter() + _PROGRESS_EVERY_S
                 progress(metrics.completed + metrics.rejected + metrics.cancelled, header.workload.num_requests)
             if should_stop is not None and should_stop():
                 stopped = True  # the recording stays as one that was interrupted, open to its last step
