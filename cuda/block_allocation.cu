@@ -232,7 +232,7 @@ extern "C" __global__ void block_allocation_few(ALLOCATION_PARAMETERS) {
     }
 }
 
-extern "C" __global__ void CLUSTER __launch_bounds__(1024) block_allocation_spread(ALLOCATION_PARAMETERS) {
+extern "C" __global__ void CLUSTER block_allocation_spread(ALLOCATION_PARAMETERS) {
     if (mode == CAS) {
         if (blockIdx.x > 0) return;
         allocate_by_search(reqs, free_order, block_table, ref, gen, allocated, cas_failures, num_allocated, uses, freq, level,
@@ -248,7 +248,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(1024) block_allocation_spre
     }
 }
 
-extern "C" __global__ void __launch_bounds__(1024) block_allocation(
+extern "C" __global__ void block_allocation(
     const int* reqs,        // [num_requests][2] sequence, logical block
     const int* free_order,  // [num_free] distinct free ids in the order in which they are given out
     int* block_table,       // [num_seqs][max_blocks_per_seq], -1 = no block
