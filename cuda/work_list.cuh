@@ -59,16 +59,17 @@ __device__ __forceinline__ bool ranges_in_order(const WorkList& list, int* cover
     return __syncthreads_and(ordered);
 }
 
+// Bring an array's lines into the L2 cache, as far as a line per thread goes.
+__device__ __forceinline__ void ask_for(const void* array, int64_t bytes) {
+    const int64_t at = (int64_t)threadIdx.x * 128;
+    if (at < bytes) asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const char*>(array) + at));
+}
+
 // The segments [first, end) of this thread block. Where the workers' ranges are not in order, its first thread block
 // makes all that any worker has, one after the other, and the others make none. The whole thread block calls it.
 __device__ __forceinline__ void own_segments(WorkList& list, const int* seq_lens, int* first, int* end, int* covered,
                                              int* status) {
     const int64_t worker = blockIdx.x;
-    // What is looked up one after the other is asked for at once, as far as a thread block of lines goes.
-    const auto ask_for = [](const void* array, int64_t bytes) {
-        const int64_t at = (int64_t)threadIdx.x * 128;
-        if (at < bytes) asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const char*>(array) + at));
-    };
     ask_for(list.segments, 12 * list.max_segments);
     ask_for(list.seq_segments, 8 * list.num_seqs);
     ask_for(seq_lens, 4 * list.num_seqs);
@@ -87,9 +88,14 @@ struct Parts {
     int first, end;
 };
 
+// The segments that the list names, inside the `covered` ones.
+__device__ __forceinline__ Parts clamped(int first, int count, int covered) {
+    first = min(max(first, 0), covered);
+    return {first, first + min(max(count, 0), covered - first)};
+}
+
 __device__ __forceinline__ Parts parts_of(const WorkList& list, int64_t seq, int covered) {
-    const int first = min(max(list.seq_segments[2 * seq], 0), covered);
-    return {first, first + min(max(list.seq_segments[2 * seq + 1], 0), covered - first)};
+    return clamped(list.seq_segments[2 * seq], list.seq_segments[2 * seq + 1], covered);
 }
 
 // Whether each thread's part of the first `blockDim.x` is one: asked before the work, needed behind it.
@@ -112,132 +118,135 @@ __device__ __forceinline__ bool last_part(const WorkList& list, const Parts& par
     *whole = expected == parts.end - parts.first;
     if (threadIdx.x == 0) {
         int* const ticket = &list.tickets[seq * list.num_kv_heads + kv_head];
-        __threadfence();
-        last = atomicAdd(ticket, 1) == expected - 1;
+        int before;
+        asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;" : "=r"(before) : "l"(ticket) : "memory");
+        last = before == expected - 1;
         if (last) *ticket = 0;
-        __threadfence();
     }
     __syncthreads();
     return last;
 }
 
+// One or four floats from the L2 cache, or zeros, without a branch, so that many are under way.
+__device__ __forceinline__ void load_if(float (&held)[1], const float* from, bool there) {
+    held[0] = 0.0f;
+    asm volatile("{ .reg .pred p; setp.ne.s32 p, %2, 0; @p ld.global.cg.f32 %0, [%1]; }"
+                 : "+f"(held[0])
+                 : "l"(from), "r"((int)there));
+}
+
+__device__ __forceinline__ void load_if(float (&held)[4], const float* from, bool there) {
+    held[0] = held[1] = held[2] = held[3] = 0.0f;
+    asm volatile("{ .reg .pred p; setp.ne.s32 p, %5, 0; @p ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4]; }"
+                 : "+f"(held[0]), "+f"(held[1]), "+f"(held[2]), "+f"(held[3])
+                 : "l"(from), "r"((int)there));
+}
+
 // Put the parts of `heads` query heads from `head` on together, in the order of the segments; blocks and tokens read are
-// summed to the last two where they are not null. The whole thread block calls it: warps over heads and lanes over
-// segments for the weights, threads over four channels of a head each with the loads of many segments under way.
+// summed to the last two where they are not null. The whole thread block calls it: a warp per head, or several that share
+// its segments; lanes over 32 segments for their weights and over channels, WIDTH each, for the values, of which 8
+// segments' are under way.
+template <int WIDTH>
+__device__ __forceinline__ void merge_heads(const WorkList& list, const Parts& parts, bool whole, int64_t seq, int head,
+                                            int heads, int num_heads, int head_dim, half* output, float* lse,
+                                            int* blocks_read, int* tokens_read) {
+    constexpr int UNDER_WAY = 8, MOST_WARPS = 8;
+    __shared__ float shared_mixed[MOST_WARPS][WARP_SIZE][WIDTH], shared_top[MOST_WARPS], shared_sum[MOST_WARPS];
+    __shared__ int shared_read[MOST_WARPS][2];
+    const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE, warps = blockDim.x / WARP_SIZE;
+    const int columns = (head_dim + WIDTH * WARP_SIZE - 1) / (WIDTH * WARP_SIZE), items = heads * columns;
+    const int slices = items * 8 <= warps ? 8 : items * 4 <= warps ? 4 : items * 2 <= warps ? 2 : 1;
+    const int share = (parts.end - parts.first + slices - 1) / slices, slice = warp % slices;
+    const int low = parts.first + slice * share, high = min(low + share, parts.end);
+#pragma unroll 1
+    for (int item = warp / slices; item < items; item += warps / slices) {
+        const int h = item / columns, d = (item - h * columns) * WIDTH * WARP_SIZE + lane * WIDTH;
+        const bool inside = d < head_dim;
+        const float4* const ml = reinterpret_cast<const float4*>(list.partial_ml) + head + h;
+        const float* const values = list.partial_output + (int64_t)(head + h) * head_dim + (inside ? d : 0);
+        const int64_t stride = (int64_t)num_heads * head_dim;
+        float top = -INFINITY, sum = 0.0f, mixed[WIDTH] = {};
+        int blocks = 0, tokens = 0;
+#pragma unroll 1
+        for (int start = low; start < high; start += WARP_SIZE) {
+            const int at = start + lane, count = min(WARP_SIZE, high - start);
+            float4 own = {-INFINITY, 0.0f, 0.0f, 0.0f};
+            if (at < high && (whole || list.brings(at, seq))) own = __ldcg(ml + (int64_t)at * num_heads);
+            float weight = 0.0f;
+#pragma unroll 1
+            for (int i = 0; i < count; i += UNDER_WAY) {
+                float held[UNDER_WAY][WIDTH];
+#pragma unroll
+                for (int k = 0; k < UNDER_WAY; ++k) load_if(held[k], values + (start + i + k) * stride, i + k < count);
+                if (i == 0) {
+                    const float highest = fmaxf(top, warp_reduce_max(own.x)), shrink = rescale(top, highest);
+                    weight = rescale(own.x, highest);
+                    top = highest;
+                    sum = sum * shrink + weight * own.y;
+                    blocks += __float_as_int(own.z);
+                    tokens += __float_as_int(own.w);
+#pragma unroll
+                    for (int j = 0; j < WIDTH; ++j) mixed[j] *= shrink;
+                }
+#pragma unroll
+                for (int k = 0; k < UNDER_WAY; ++k) {
+                    const float w = __shfl_sync(FULL_WARP, weight, (i + k) % WARP_SIZE);
+                    // What a weight of 0 is for may never have been written.
+#pragma unroll
+                    for (int j = 0; j < WIDTH; ++j) mixed[j] += w != 0.0f ? w * held[k][j] : 0.0f;
+                }
+            }
+        }
+        sum = warp_reduce_sum(sum);
+        if (blocks_read) {
+            for (int step = WARP_SIZE / 2; step > 0; step /= 2) {
+                blocks += __shfl_xor_sync(FULL_WARP, blocks, step);
+                tokens += __shfl_xor_sync(FULL_WARP, tokens, step);
+            }
+        }
+        if (slices > 1) {  // then every warp has one item at most
+#pragma unroll
+            for (int j = 0; j < WIDTH; ++j) shared_mixed[warp][lane][j] = mixed[j];
+            shared_top[warp] = top;
+            shared_sum[warp] = sum;
+            shared_read[warp][0] = blocks;
+            shared_read[warp][1] = tokens;
+            asm volatile("bar.sync %0, %1;" ::"r"(1), "r"(items * slices * WARP_SIZE) : "memory");
+            if (slice != 0) break;
+#pragma unroll 1
+            for (int w = warp + 1; w < warp + slices; ++w) {
+                const float highest = fmaxf(top, shared_top[w]);
+                const float own = rescale(top, highest), others = rescale(shared_top[w], highest);
+                top = highest;
+                sum = sum * own + shared_sum[w] * others;
+                blocks += shared_read[w][0];
+                tokens += shared_read[w][1];
+#pragma unroll
+                for (int j = 0; j < WIDTH; ++j) mixed[j] = mixed[j] * own + shared_mixed[w][lane][j] * others;
+            }
+        }
+        const int64_t to = seq * num_heads + head + h;
+        const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+#pragma unroll
+        for (int j = 0; j < WIDTH; ++j) {
+            if (inside) output[to * head_dim + d + j] = __float2half(mixed[j] * inverse);
+        }
+        if (lane != 0 || item != h * columns) continue;
+        lse[to] = sum == 0.0f ? -INFINITY : top * LN_2 + logf(sum);
+        if (blocks_read) blocks_read[to] = blocks;
+        if (tokens_read) tokens_read[to] = tokens;
+    }
+}
+
+// The same for every head_dim.
 __device__ __forceinline__ void merge_parts(const WorkList& list, const Parts& parts, bool whole, int64_t seq,
                                             int64_t head, int64_t heads, int64_t num_heads, int64_t head_dim,
                                             half* output, float* lse, int* blocks_read, int* tokens_read) {
-    constexpr int THREADS = WARP_SIZE * ATTENTION_WARPS, MERGED = 8, ITEMS = MERGED * MAX_HEAD_DIM / 4 / THREADS;
-    constexpr int OWN_HEADS = MERGED / ATTENTION_WARPS, UNDER_WAY = 16;
-    __shared__ float weight[MERGED][THREADS];
-    __shared__ float total[MERGED];
-    const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE;
-    const bool wide = head_dim % 4 == 0;
-    const int vectors = (int)((head_dim + 3) / 4);
-    const auto ours = [&](int segment) { return segment < parts.end && (whole || list.brings(segment, seq)); };
-    const auto element = [&](const float* from, int d) { return d < head_dim ? __ldcg(from + d) : 0.0f; };
-    for (int begin = 0; begin < (int)heads; begin += MERGED) {
-        const int some = min(MERGED, (int)heads - begin);
-        float4 value[ITEMS] = {}, held[UNDER_WAY];
-        // The values of the segments from `from` on for the thread's k-th item; behind the last one the last again.
-        const auto ask = [&](int k, int from) {
-            const int item = min((int)threadIdx.x + k * THREADS, some * vectors - 1), h = item / vectors, d = item % vectors;
-            const float* const first = list.partial_output + (head + begin + h) * head_dim;
-#pragma unroll
-            for (int i = 0; i < UNDER_WAY; ++i) {
-                const float* const row = first + min(from + i, parts.end - 1) * num_heads * head_dim;
-                if (wide) held[i] = __ldcg(reinterpret_cast<const float4*>(row) + d);
-                else held[i] = {element(row, 4 * d), element(row, 4 * d + 1), element(row, 4 * d + 2), element(row, 4 * d + 3)};
-            }
-        };
-        ask(0, parts.first);
-        // Maximum, sum, blocks and tokens of a part: of the first 32 parts in registers, the lane's own.
-        const auto ml = [&](int at, int h) {
-            const float4 none = {-INFINITY, 0.0f, 0.0f, 0.0f};
-            if (h >= some || !ours(at)) return none;
-            return __ldcg(reinterpret_cast<const float4*>(list.partial_ml) + at * num_heads + head + begin + h);
-        };
-        float4 own[OWN_HEADS];
-        float top[OWN_HEADS], sum[OWN_HEADS] = {};
-        int blocks[OWN_HEADS] = {}, tokens[OWN_HEADS] = {};
-#pragma unroll
-        for (int i = 0; i < OWN_HEADS; ++i) own[i] = ml(parts.first + lane, warp + i * ATTENTION_WARPS);
-#pragma unroll
-        for (int i = 0; i < OWN_HEADS; ++i) {
-            top[i] = own[i].x;
-            for (int at = parts.first + lane + WARP_SIZE; at < parts.end; at += WARP_SIZE) {
-                top[i] = fmaxf(top[i], ml(at, warp + i * ATTENTION_WARPS).x);
-            }
-            top[i] = warp_reduce_max(top[i]);
-        }
-        for (int tile = parts.first; tile < parts.end; tile += THREADS) {
-            __syncthreads();  // the weights of the tile before have been read
-#pragma unroll
-            for (int i = 0; i < OWN_HEADS; ++i) {
-                const int h = warp + i * ATTENTION_WARPS;
-                for (int at = lane; h < some && at < THREADS && tile + at < parts.end; at += WARP_SIZE) {
-                    const float4 part = tile + at < parts.first + WARP_SIZE ? own[i] : ml(tile + at, h);
-                    weight[h][at] = rescale(part.x, top[i]);
-                    sum[i] += part.x != -INFINITY ? weight[h][at] * part.y : 0.0f;
-                    blocks[i] += __float_as_int(part.z);
-                    tokens[i] += __float_as_int(part.w);
-                }
-            }
-            __syncthreads();
-            const int count = min(THREADS, parts.end - tile);
-#pragma unroll
-            for (int k = 0; k < ITEMS; ++k) {
-                const int h = ((int)threadIdx.x + k * THREADS) / vectors;
-                if (h >= some) continue;
-                float4 mixed = value[k];
-                for (int start = 0; start < count; start += UNDER_WAY) {
-                    if (k > 0 || start > 0 || tile > parts.first) ask(k, tile + start);
-#pragma unroll
-                    for (int i = 0; i < UNDER_WAY; ++i) {
-                        // What a weight of 0 is for may never have been written.
-                        const float w = start + i < count ? weight[h][start + i] : 0.0f;
-                        mixed.x += w != 0.0f ? w * held[i].x : 0.0f;
-                        mixed.y += w != 0.0f ? w * held[i].y : 0.0f;
-                        mixed.z += w != 0.0f ? w * held[i].z : 0.0f;
-                        mixed.w += w != 0.0f ? w * held[i].w : 0.0f;
-                    }
-                }
-                value[k] = mixed;
-            }
-        }
-#pragma unroll
-        for (int i = 0; i < OWN_HEADS; ++i) {
-            const int h = warp + i * ATTENTION_WARPS;
-            if (h >= some) continue;
-            const float all = warp_reduce_sum(sum[i]);
-            for (int width = WARP_SIZE / 2; width > 0; width /= 2) {
-                blocks[i] += __shfl_xor_sync(FULL_WARP, blocks[i], width);
-                tokens[i] += __shfl_xor_sync(FULL_WARP, tokens[i], width);
-            }
-            if (lane != 0) continue;
-            const int64_t at = seq * num_heads + head + begin + h;
-            total[h] = all;
-            lse[at] = all == 0.0f ? -INFINITY : top[i] * LN_2 + logf(all);
-            if (blocks_read) blocks_read[at] = blocks[i];
-            if (tokens_read) tokens_read[at] = tokens[i];
-        }
-        __syncthreads();
-        half* const to = output + (seq * num_heads + head + begin) * head_dim;
-#pragma unroll
-        for (int k = 0; k < ITEMS; ++k) {
-            const int item = threadIdx.x + k * THREADS, h = item / vectors, d = item % vectors;
-            if (h >= some) continue;
-            const auto put = [&](int at, float mixed) {
-                const half out = __float2half(total[h] == 0.0f ? 0.0f : mixed / total[h]);
-                if (at < head_dim) to[h * head_dim + at] = out;
-            };
-            put(4 * d, value[k].x);
-            put(4 * d + 1, value[k].y);
-            put(4 * d + 2, value[k].z);
-            put(4 * d + 3, value[k].w);
-        }
-        __syncthreads();
-    }
+    const int own = (int)head, some = (int)heads, all = (int)num_heads, dim = (int)head_dim;
+    int *const blocks = blocks_read, *const tokens = tokens_read;
+    if (dim % 4 == 0) merge_heads<4>(list, parts, whole, seq, own, some, all, dim, output, lse, blocks, tokens);
+    else merge_heads<1>(list, parts, whole, seq, own, some, all, dim, output, lse, blocks, tokens);
+    __syncthreads();  // the shared memory is free again
 }
 
 // A sequence of which no worker brings a part has none: output 0. The thread block of a KV head calls it.

@@ -104,7 +104,7 @@ def test_build_reports_resources_and_a_parameter_list_that_departs(
     [
         ("block_fork", 4, "block_fork.cu for sm_80: 4 B of registers spilled, at most 0 allowed"),
         ("block_fork", 0, ""),
-        ("flash_paged_attention", build.MAY_SPILL["flash_paged_attention"], ""),
+        ("query_aware_paged_attention", build.MAY_SPILL["query_aware_paged_attention"], ""),
         ("flash_paged_attention", 1000, "flash_paged_attention.cu for sm_80: 1000 B of registers spilled, at most"),
     ],
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tinyserve_viz.kernels.attention import PagedBatch
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Scalar, Status
+from tinyserve_viz.kernels.definition import Arg, Axes, KernelDef, Launch, Requirement, Scalar, Stage, Status
 from tinyserve_viz.kernels.defs.paged_attention import GROUPED
 from tinyserve_viz.kernels.layout import F16, POOL
 from tinyserve_viz.kernels.paging import runs
@@ -102,6 +103,21 @@ def reference(
     return status
 
 
+FEW = 144  # thread blocks: about one for each SM of a large GPU
+
+
+def _grid(axes: Axes) -> tuple[int, int, int]:
+    return max(1, axes["num_workers"] or axes["num_seqs"]), max(1, axes["num_kv_heads"]), 1
+
+
+def _is_plain(facts: Mapping[str, Any]) -> bool:
+    return bool(facts["head_dim"] not in (64, 128) or facts["block_size"] % 16 != 0)
+
+
+def _is_wide(facts: Mapping[str, Any]) -> bool:
+    return not _is_plain(facts) and 0 < facts["num_workers"] * facts["num_kv_heads"] <= FEW
+
+
 KERNEL = KernelDef(
     name="flash_paged_attention",
     summary="Attention over a paged cache in one pass with a running maximum and sum; split over workers on request.",
@@ -120,9 +136,12 @@ KERNEL = KernelDef(
     ),
     scalars=(Scalar("scale", "float32", "factor of q·k, usually 1/sqrt(head_dim)"),),
     launch=Launch(
-        layout="one thread block per (worker or sequence, kv head); the query heads of a group share its K and V reads",
-        grid=lambda a: (max(1, a["num_workers"] or a["num_seqs"]), max(1, a["num_kv_heads"]), 1),
+        layout="one thread block per (worker or sequence, kv head), of eight warps where there are few, else of four;"
+        " the query heads of a group share its K and V reads",
+        grid=_grid,
         threads=128,
+        before=(Stage("plain", _grid, 128, _is_plain), Stage("wide", _grid, 256, _is_wide)),
+        when=lambda facts: not _is_plain(facts) and not _is_wide(facts),
     ),
     requires=(GROUPED, WHOLE_WORK_LIST),
 )
