@@ -81,6 +81,7 @@ struct Share {
 template <int BLOCKS>
 __device__ __forceinline__ void allocate_at_once(Share<BLOCKS>& share, ALLOCATION_PARAMETERS) {
     constexpr int OWN = Share<BLOCKS>::OWN, DOUBLED = 1 << 16;
+    say_started<BLOCKS>();
     const Marks marks(block_table, num_requests);
     const int64_t i = cluster_rank<BLOCKS>() * OWN + threadIdx.x;
     const bool asked = threadIdx.x < OWN && i < num_requests;
@@ -93,6 +94,7 @@ __device__ __forceinline__ void allocate_at_once(Share<BLOCKS>& share, ALLOCATIO
     int here, before, asking;
     int rank = block_rank(valid, &here);
     const int any_doubled = __syncthreads_or(doubled);
+    all_started<BLOCKS>();
     tell_cluster<BLOCKS>(share.asking_in, here + (any_doubled ? DOUBLED : 0));
     cluster_barrier<BLOCKS>();
     sums_told<BLOCKS>(share.asking_in, &before, &asking);

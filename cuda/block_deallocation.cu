@@ -71,6 +71,7 @@ struct Batch {
 template <int BLOCKS>
 __device__ __forceinline__ void release_at_once(Batch& batch, int* told, DEALLOCATION_PARAMETERS) {
     constexpr int OWN = FirstOfKey::MOST_KEYS / BLOCKS, OTHERWISE = 1 << 16;
+    say_started<BLOCKS>();
     const int i = cluster_rank<BLOCKS>() * OWN + threadIdx.x;
     const bool asked = threadIdx.x < OWN && i < num_requests;
     const int64_t entry = asked ? entry_of(reqs, i, num_seqs, max_blocks_per_seq) : -1;
@@ -81,6 +82,7 @@ __device__ __forceinline__ void release_at_once(Batch& batch, int* told, DEALLOC
     int here, before, listed;
     const int rank = block_rank(asked && plain, &here);
     const bool otherwise = __syncthreads_or(!plain);
+    all_started<BLOCKS>();
     tell_cluster<BLOCKS>(told, here + (otherwise ? OTHERWISE : 0));
     cluster_barrier<BLOCKS>();
     sums_told<BLOCKS>(told, &before, &listed);

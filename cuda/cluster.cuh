@@ -33,6 +33,22 @@ __device__ __forceinline__ void cluster_barrier() {
     }
 }
 
+// The first touch of another's shared memory needs to know that the other has started: every thread says so on entry and
+// waits just before that touch, with the kernel's first loads between the two.
+template <int BLOCKS = CLUSTER_BLOCKS>
+__device__ __forceinline__ void say_started() {
+#if __CUDA_ARCH__ >= 900
+    if constexpr (BLOCKS > 1) asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+
+template <int BLOCKS = CLUSTER_BLOCKS>
+__device__ __forceinline__ void all_started() {
+#if __CUDA_ARCH__ >= 900
+    if constexpr (BLOCKS > 1) asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
 // Where thread block `rank` has this variable of shared memory.
 template <int BLOCKS = CLUSTER_BLOCKS, typename T>
 __device__ __forceinline__ T* shared_of(T* own, int rank) {

@@ -105,6 +105,7 @@ __device__ __forceinline__ void plan_at_once(PLAN_PARAMETERS) {
     constexpr int STRETCH = 1024, OWN = 8 * STRETCH / CLUSTER_BLOCKS, PER_THREAD = OWN / STRETCH;
     __shared__ unsigned short hole_of[OWN], mover_of[OWN];  // of this thread block's rows
     __shared__ int told[NUM_ROWS][CLUSTER_BLOCKS], paying_in[CLUSTER_BLOCKS], tops[2];
+    say_started();
     const int first = cluster_rank() * OWN + threadIdx.x;
     bool mover[PER_THREAD], hole[PER_THREAD];
     int hole_rank[PER_THREAD], mover_rank[PER_THREAD], holes_here = 0, movers_here = 0, lives_here = 0;
@@ -136,6 +137,7 @@ __device__ __forceinline__ void plan_at_once(PLAN_PARAMETERS) {
     }
     __syncthreads();
     const int own[NUM_ROWS] = {holes_here, movers_here, lives_here, tops[0], tops[1]};
+    all_started();
 #pragma unroll
     for (int row = 0; row < NUM_ROWS; ++row) tell_cluster(told[row], own[row]);
     cluster_barrier();
