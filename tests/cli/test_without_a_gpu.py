@@ -23,12 +23,16 @@ DRIVER = """
 class Error(Exception): pass
 class MemoryError(Error): pass
 def init(): {init}
+class device_attribute:
+    MULTIPROCESSOR_COUNT = 132
+    MAX_SHARED_MEMORY_PER_BLOCK_OPTIN = 232448
 class Device:
     def __init__(self, number): pass
     @staticmethod
     def count(): return {count}
     def name(self): return "NVIDIA H100"
     def compute_capability(self): return 9, 0
+    def get_attribute(self, attribute): return attribute
     def retain_primary_context(self): return Context()
 class Context:
     def push(self): pass
