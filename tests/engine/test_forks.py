@@ -204,3 +204,23 @@ def test_a_child_that_looked_its_prompt_up_counts_what_a_preemption_took_from_it
         [-8, 0, 0, 0, 0, 8, 0],
     ]
     assert played.misses() == {"capped": 3, "tail": 6, "cold": 8, "preempted": 8}
+
+
+def test_who_preempts_itself_leaves_the_only_seat_to_the_child_whose_blocks_it_lacks() -> None:
+    rules = {"admit_after_preemption": True, "store_last_token": True}
+    requests = [req("a", 14, 14, [0, 400, 401, 402]), req("b", 16, 0, parent="a")]
+    played = Scenario(*requests, profile="vllm", rules=rules, num_blocks=8, max_num_seqs=1, max_batch_tokens=13)
+    assert [(event.seq, event.for_seq) for event in played.of(ev.SequencePreempted)] == [(0, 0)]
+    assert played.steps_of(ev.SequenceSeated) == [played.steps_of(ev.SequencePreempted)[0] + 1]
+    assert played.fates() == {"a": "finished", "b": "finished"}
+    assert played.state.step < 30
+
+
+def test_a_child_that_lacks_what_an_earlier_one_holds_leaves_it_the_only_seat() -> None:
+    later = req("c", 24, 2, [*range(6)], parent="a", fork_at=2)
+    requests = [req("a", 1, 4, [0]), req("b", 8, 0, [0, 1], parent="a", fork_at=5), later]
+    played = Scenario(*requests, num_blocks=8, max_num_seqs=1)
+    assert [event.seq for event in played.of(ev.SequenceSeated)] == [2, 1]  # c came to its fork point first
+    assert [(event.seq, event.for_seq) for event in played.of(ev.SequencePreempted)] == [(2, 2)]
+    assert played.fates() == {"a": "finished", "b": "finished", "c": "finished"}
+    assert played.state.step < 15

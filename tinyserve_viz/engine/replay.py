@@ -540,6 +540,13 @@ class Engine:
             self._seat(seq)
 
     def _admit(self, plan: Plan) -> None:
+        """Seats for waiting sequences while seats, blocks and budget last; nobody overtakes the head of the queue.
+
+        When all that ran was preempted, the seats are for forked children, in the next step: those hold blocks that
+        nobody else gets before they run. The last one preempted would else come back for the blocks it just lacked.
+        """
+        if self.forked and not self.order:
+            return
         while self.waiting and plan.budget > 0:
             seq = self.waiting[0]
             extra = self._samples_to_fork(seq)
