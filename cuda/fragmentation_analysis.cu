@@ -217,7 +217,14 @@ __device__ __forceinline__ void analyse_at_once(FRAGMENTATION_PARAMETERS) {
     else run_histogram[threadIdx.x - NUM_METRICS] = total;
 }
 
-extern "C" __global__ void CLUSTER __launch_bounds__(1024, 1) fragmentation_analysis(
+// One thread block of an older multiprocessor does what a cluster does: on sm_80 the compiler would spill to fit in two.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+constexpr int LEAST_BLOCKS = 0;
+#else
+constexpr int LEAST_BLOCKS = 1;
+#endif
+
+extern "C" __global__ void CLUSTER __launch_bounds__(1024, LEAST_BLOCKS) fragmentation_analysis(
     const int* ref,          // [num_blocks]
     const uint8_t* cached,   // [num_blocks] 1: free but still in the prefix index
     const int* block_table,  // [num_seqs][max_blocks_per_seq], -1 = no block
