@@ -100,6 +100,9 @@ def measure(
                 timed: ev.KernelsTimed = last["timed"]
                 kernels = float(timed.total_us.sum())
                 row = {"wall": wall, "kernels": kernels, "record": timed.record_us, "verify": timed.verify_us}
+                row["host"] = wall - kernels - timed.record_us
+                if timed.verify_us:  # part of which was spent before the step, fetching copies: the step's own account
+                    row["host"] = timed.host_us
                 if verify == "off" or timed.verify_us:
                     rows.append(row)
         if recorder:
@@ -107,7 +110,7 @@ def measure(
         copy = session.copy_gb_per_s
         session.close()
     warm = rows[len(rows) // 4 :]
-    host = [row["wall"] - row["kernels"] - row["record"] - row["verify"] for row in warm]
+    host = [row["host"] for row in warm]
     per_kernel = dict(zip(timed.names.split(), (timed.total_us / timed.calls).round(2).tolist(), strict=True))
     return {
         "trace": trace.name, "model": trace.model, "watch": watch, "settings": {k: str(v) for k, v in chosen.items()},
