@@ -1,9 +1,10 @@
 // Give the i-th valid request the i-th id of the free order, or nobody any; or let the threads race for blocks (cas).
 // An entry takes the mark of the first request that names it, in place of -1. Up to 256 requests: one thread block. Up to
 // 1024: one cluster of eight, each with an eighth of the requests, for whose sectors of memory one multiprocessor would take
-// longer. More: a thread block per 1024 requests that waits for the earlier ones, first until their marks are there, then
-// for their counts; when there may be too few blocks, launches before it instead, since nobody may take one before all
-// have asked. cas: one thread block. At last one warp per block that was given out empties the block's boxes.
+// longer. More: each takes its entry and the id at its own place at once, and where all could, that is the answer. Else
+// what was taken is put back, and a thread block per 1024 requests waits for the earlier ones, first until their marks are
+// there, then for their counts; when there may be too few blocks, launches before it instead, since nobody may take one
+// before all have asked. cas: one thread block. At last one warp per block that was given out makes it forget.
 // TinyServe S:213-239. cas is its search; there a failed request left the table entry as it was.
 #include "cluster.cuh"
 #include "requests.cuh"
@@ -17,18 +18,11 @@ constexpr int CAS = 1;  // mode; 0 is scan
         int64_t num_blocks, int64_t num_layers, int64_t layer_stride, int64_t num_kv_heads, int64_t head_dim,         \
         int64_t workspace_words, int mode, int all_or_nothing, int *status
 
-// The entry gets the block, which starts a new life; gen is how often it was allocated before.
-__device__ __forceinline__ void hand_out(int block, int gen_before, int64_t entry, int* block_table, int* ref, int* gen,
-                                         int* uses, int* freq, int* level, int* hits, int* lookups, int* history) {
+// The entry gets the block; gen is how often it was allocated before.
+__device__ __forceinline__ void hand_out(int block, int gen_before, int64_t entry, int* block_table, int* ref, int* gen) {
     block_table[entry] = block;
     ref[block] = 1;
     gen[block] = gen_before + 1;
-    if (uses) uses[block] = 0;
-    if (freq) freq[block] = 0;
-    if (level) level[block] = 0;
-    if (hits) hits[block] = 0;
-    if (lookups) lookups[block] = 0;
-    if (history) history[entry] = 0;
 }
 
 // Which requests name an empty entry, and are the first to; `allocated` says so until the last launch.
@@ -44,9 +38,9 @@ extern "C" __global__ void block_allocation_mark(ALLOCATION_PARAMETERS) {
     mark_entry(reqs, block_table, allocated, num_requests, num_seqs, max_blocks_per_seq);
 }
 
-// Workspace of several thread blocks [3 * tiles + 3]: what each says of its marks and of its valid requests (zero before
+// Workspace of several thread blocks [3 * tiles + 4]: what each says of its marks and of its valid requests (zero before
 // and after), its valid requests when there may be too few blocks; then these cells (zero before and after).
-enum Cell { GIVEN, MARKS_LEFT, ARRIVALS, NUM_CELLS };
+enum Cell { GIVEN, MARKS_LEFT, ARRIVALS, ODD, NUM_CELLS };
 
 __device__ __forceinline__ int64_t tiles_of(int64_t workspace_words) { return (workspace_words - NUM_CELLS) / 3; }
 
@@ -55,6 +49,39 @@ extern "C" __global__ void block_allocation_count(ALLOCATION_PARAMETERS) {
     const int count = __syncthreads_count(
         is_first(reqs, block_table, allocated, num_requests, num_seqs, max_blocks_per_seq, status));
     if (threadIdx.x == 0) workspace[2 * tiles_of(workspace_words) + blockIdx.x] = count;
+}
+
+// For many requests, as many as there are ids or fewer: the i-th takes the i-th id and its entry, whatever the others do.
+// An entry or a block that was not free, or is none, is for the next launches; who got only one of them lets go.
+extern "C" __global__ void block_allocation_take(ALLOCATION_PARAMETERS) {
+    if (mode == CAS) return;
+    const int64_t i = request_of_thread();
+    if (i >= num_requests) return;
+    const int64_t entry = entry_of(reqs, i, num_seqs, max_blocks_per_seq);
+    const int block = free_order[i];
+    const bool is_block = block >= 0 && block < num_blocks;
+    const bool got_entry = entry >= 0 && is_block && atomicCAS(&block_table[entry], -1, block) == -1;
+    const bool got_block = is_block && atomicCAS(&ref[block], 0, 1) == 0;
+    if (got_entry && got_block) {
+        atomicAdd(&gen[block], 1);
+    } else {
+        if (got_entry) block_table[entry] = -1;
+        if (got_block) ref[block] = 0;
+        atomicOr(&workspace[3 * tiles_of(workspace_words) + ODD], 1);
+    }
+    allocated[i] = got_entry && got_block ? block : -1;
+    cas_failures[i] = 0;
+    if (i == 0) num_allocated[0] = (int)num_requests;
+}
+
+extern "C" __global__ void block_allocation_undo(ALLOCATION_PARAMETERS) {
+    if (mode == CAS || workspace[3 * tiles_of(workspace_words) + ODD] == 0) return;
+    const int64_t i = request_of_thread();
+    const int block = i < num_requests ? allocated[i] : -1;
+    if (block < 0) return;
+    block_table[entry_of(reqs, i, num_seqs, max_blocks_per_seq)] = -1;
+    ref[block] = 0;
+    gen[block] -= 1;
 }
 
 // An id of the free order with what its block was; `wrong`: the status bit for which nobody gets it, or 0.
@@ -118,7 +145,7 @@ __device__ __forceinline__ void allocate_at_once(Share<BLOCKS>& share, ALLOCATIO
         cas_failures[i] = 0;
     }
     if (block >= 0) {
-        hand_out(block, candidate.gen, entry, block_table, ref, gen, uses, freq, level, hits, lookups, history);
+        hand_out(block, candidate.gen, entry, block_table, ref, gen);
     } else if (valid) {
         block_table[entry] = -1;  // no mark stays
     }
@@ -132,7 +159,7 @@ __device__ __forceinline__ void allocate_at_once(Share<BLOCKS>& share, ALLOCATIO
     num_allocated[0] = all_given;
 }
 
-// More requests, as many as there are ids or fewer.
+// More requests, as many as there are ids or fewer, of which some could not take what they asked for.
 __device__ __forceinline__ void allocate_in_order(ALLOCATION_PARAMETERS) {
     __shared__ int given_here;
     const int64_t tiles = tiles_of(workspace_words), i = request_of_thread();
@@ -161,7 +188,7 @@ __device__ __forceinline__ void allocate_in_order(ALLOCATION_PARAMETERS) {
         cas_failures[i] = 0;
     }
     if (block >= 0) {
-        hand_out(block, candidate.gen, entry, block_table, ref, gen, uses, freq, level, hits, lookups, history);
+        hand_out(block, candidate.gen, entry, block_table, ref, gen);
     }
     if (flags) atomicOr(status, flags);
     // A mark without a block stays for now: to later requests the entry is asked for.
@@ -176,7 +203,7 @@ __device__ __forceinline__ void allocate_in_order(ALLOCATION_PARAMETERS) {
     __syncthreads();
     if (threadIdx.x == 0) {
         num_allocated[0] = given_here;
-        cells[MARKS_LEFT] = 0;
+        cells[MARKS_LEFT] = cells[ODD] = 0;
     }
     for (int64_t k = threadIdx.x; k < 2 * tiles; k += blockDim.x) workspace[k] = 0;
     for (int64_t k = threadIdx.x; marks_left && k < num_requests; k += blockDim.x) {
@@ -212,8 +239,7 @@ __device__ __forceinline__ void allocate_by_search(ALLOCATION_PARAMETERS) {
         cas_failures[i] = failures;
         if (block < 0) continue;
         ++given;
-        hand_out(block, gen[block], entry_of(reqs, i, num_seqs, max_blocks_per_seq), block_table, ref, gen, uses, freq,
-                 level, hits, lookups, history);
+        hand_out(block, gen[block], entry_of(reqs, i, num_seqs, max_blocks_per_seq), block_table, ref, gen);
     }
     given = block_sum(given);
     if (threadIdx.x == 0) num_allocated[0] = (int)given;
@@ -291,6 +317,7 @@ extern "C" __global__ void block_allocation(
     }
     const int64_t tiles = tiles_of(workspace_words);
     if (num_requests <= num_free) {
+        if (workspace[3 * tiles + ODD] == 0) return;
         allocate_in_order(reqs, free_order, block_table, ref, gen, allocated, cas_failures, num_allocated, uses, freq,
                           level, hits, lookups, history, box, workspace, num_requests, num_free, num_seqs,
                           max_blocks_per_seq, num_blocks, num_layers, layer_stride, num_kv_heads, head_dim,
@@ -312,17 +339,24 @@ extern "C" __global__ void block_allocation(
     if (valid) {
         const int64_t entry = entry_of(reqs, i, num_seqs, max_blocks_per_seq);
         if (block < 0) block_table[entry] = -1;  // no mark stays
-        else hand_out(block, candidate.gen, entry, block_table, ref, gen, uses, freq, level, hits, lookups, history);
+        else hand_out(block, candidate.gen, entry, block_table, ref, gen);
     }
     const int given = __syncthreads_count(block >= 0);
     if (threadIdx.x == 0 && given) atomicAdd(num_allocated, given);
     if (flags) atomicOr(status, flags);
 }
 
-// One warp per request, eight to a thread block: a new owner finds empty boxes.
+// One warp per request, eight to a thread block: a new owner finds counters at zero and empty boxes.
 extern "C" __global__ void block_allocation_forget(ALLOCATION_PARAMETERS) {
     const int lane = threadIdx.x % WARP_SIZE;
     const int64_t i = (int64_t)blockIdx.x * (blockDim.x / WARP_SIZE) + threadIdx.x / WARP_SIZE;
     if (i >= num_requests || allocated[i] < 0) return;
-    empty_box(box, allocated[i], num_layers, layer_stride, num_kv_heads, head_dim, lane, WARP_SIZE);
+    const int64_t block = allocated[i];
+    int* const counters[] = {uses, freq, level, hits, lookups};
+#pragma unroll
+    for (int k = 0; k < 5; ++k) {
+        if (lane == k && counters[k]) counters[k][block] = 0;
+    }
+    if (lane == 5 && history) history[entry_of(reqs, i, num_seqs, max_blocks_per_seq)] = 0;
+    if (box) empty_box(box, block, num_layers, layer_stride, num_kv_heads, head_dim, lane, WARP_SIZE);
 }

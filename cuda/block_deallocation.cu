@@ -1,53 +1,73 @@
 // Take one reference back per request, clear its table entry, and list the blocks whose last reference went, in request
 // order. Up to 256 requests: one thread block. Up to 1024: one cluster of eight, each with an eighth of the requests. Both
 // take entries and references at once, by atomics; only where a block had other than one reference or an entry gave nothing
-// do they look who else named the entry or the block. More: a thread block per 1024 requests in two launches, where one
-// waits for the earlier ones; the first gives each entry's content to the first request that names it and counts the
-// releases of each block. The freed list comes from an exclusive scan, never in atomic order.
+// do they look who else named the entry or the block. More: the same, a thread per request, and where each block had one
+// reference that is all. Else a thread block per 1024 requests in two launches, where one waits for the earlier ones; the
+// first gives what was taken to the first request that names the entry and counts the releases of each block. The freed
+// list comes from an exclusive scan, never in atomic order.
 // TinyServe's published code (not in its README).
 #include "cluster.cuh"
 #include "requests.cuh"
 
 constexpr int FREES = 1, WITHOUT_REFERENCE = 2;
 
-// Workspace where one cluster does not do: releases of each block and, plus 1, the last request that releases it
-// [2 * num_blocks]; what each entry's first request is [num_seqs * max_blocks_per_seq], counted from behind, from 1; the
-// block that each request releases [num_requests]; what each thread block says in the first launch and in the second
-// [2 * tiles]. All but the third are zero before the first call; what the second launch says is still there behind it.
+// Workspace where one cluster does not do: whether some request found other than a block with one reference, and arrivals
+// [2]; releases of each block and, plus 1, the last request that releases it [2 * num_blocks]; of each entry the first
+// request that found nothing in it [num_seqs * max_blocks_per_seq], counted from behind, from 1; what each request
+// releases, see NOTHING [num_requests]; what each thread block says in the second launch and in the third [2 * tiles]. All
+// but the fourth are zero before the first call; what the third launch says is still there behind it.
 struct Releases {
-    int *count, *last, *first, *block, *marked, *listed;
+    int *odd, *arrivals, *count, *last, *first, *block, *marked, *listed;
 
     __device__ __forceinline__ Releases(int* workspace, int64_t num_requests, int64_t num_blocks, int64_t num_entries)
-        : count(workspace), last(count + num_blocks), first(last + num_blocks), block(first + num_entries),
-          marked(block + num_requests), listed(marked + (num_requests + FirstOfKey::MOST_KEYS - 1) / FirstOfKey::MOST_KEYS) {}
+        : odd(workspace), arrivals(odd + 1), count(odd + 2), last(count + num_blocks), first(last + num_blocks),
+          block(first + num_entries), marked(block + num_requests),
+          listed(marked + (num_requests + FirstOfKey::MOST_KEYS - 1) / FirstOfKey::MOST_KEYS) {}
 };
+constexpr int NOTHING = -1, NO_BLOCK = -2;  // what a request releases if it is no block: the entry's content
 
 #define DEALLOCATION_PARAMETERS                                                                                       \
     const int *reqs, int *block_table, int *ref, int *released, int *freed, int *num_freed, int *workspace,           \
         int64_t num_requests, int64_t num_seqs, int64_t max_blocks_per_seq, int64_t num_blocks,                       \
         int64_t workspace_words, int *status
 
+// Many requests: each takes what its entry holds and one of the block's references. `released` keeps what it found.
+extern "C" __global__ void block_deallocation_take(DEALLOCATION_PARAMETERS) {
+    const int64_t i = request_of_thread();
+    if (i >= num_requests) return;
+    const int64_t entry = entry_of(reqs, i, num_seqs, max_blocks_per_seq);
+    const int found = entry >= 0 ? atomicExch(&block_table[entry], -1) : -1;
+    const bool content = found >= 0 && found < num_blocks;
+    if (!content || atomicAdd(&ref[found], -1) != 1) {
+        *Releases(workspace, num_requests, num_blocks, num_seqs * max_blocks_per_seq).odd = 1;
+    }
+    released[i] = freed[i] = found;
+    if (i == 0) num_freed[0] = (int)num_requests;
+}
+
 extern "C" __global__ void block_deallocation_count(DEALLOCATION_PARAMETERS) {
     const Releases of(workspace, num_requests, num_blocks, num_seqs * max_blocks_per_seq);
+    if (*of.odd == 0) return;
     const int64_t i = request_of_thread();
-    const int64_t entry = i < num_requests ? entry_of(reqs, i, num_seqs, max_blocks_per_seq) : -1;
-    const int content = entry >= 0 ? block_table[entry] : -1;
-    const int own = (int)(num_requests - i);
-    if (entry >= 0) atomicMax(&of.first[entry], own);
+    const bool asked = i < num_requests;
+    const int64_t entry = asked ? entry_of(reqs, i, num_seqs, max_blocks_per_seq) : -1;
+    const int found = asked ? released[i] : -1, own = (int)(num_requests - i);
+    if (asked) {
+        freed[i] = -1;
+        of.block[i] = NOTHING;
+    }
+    if (entry >= 0 && found == -1) atomicMax(&of.first[entry], own);
     if (threadIdx.x == 0) of.listed[blockIdx.x] = 0;
     say(of.marked, 1);
     heard_from_earlier(of.marked);
-    if (i >= num_requests) return;
-    const bool first = entry >= 0 && *(volatile int*)&of.first[entry] == own;
-    const bool held = first && content >= 0 && content < num_blocks;
-    of.block[i] = held ? content : -1;
-    freed[i] = -1;
-    if (!held) {
-        atomicOr(status, entry < 0 || (first && content != -1) ? STATUS_RANGE : STATUS_UNMAPPED);
-        return;
-    }
-    atomicAdd(&of.count[content], 1);
-    atomicMax(&of.last[content], (int)i + 1);
+    if (found == -1) return;
+    // Of those that name an entry one took its content: it is the first one's, and all before have been here.
+    const int64_t first = num_requests - max(*(volatile int*)&of.first[entry], own);
+    const bool held = found >= 0 && found < num_blocks;
+    of.block[first] = held ? found : NO_BLOCK;
+    if (!held) return;
+    atomicAdd(&of.count[found], 1);
+    atomicMax(&of.last[found], (int)first + 1);
 }
 
 // What request i, the releases of its block and its references come to.
@@ -175,29 +195,33 @@ extern "C" __global__ void __launch_bounds__(1024) block_deallocation(
     int64_t workspace_words,
     int* status) {
     const Releases of(workspace, num_requests, num_blocks, num_seqs * max_blocks_per_seq);
+    if (*of.odd == 0) return;
     const int64_t i = request_of_thread();
     const int64_t entry = i < num_requests ? entry_of(reqs, i, num_seqs, max_blocks_per_seq) : -1;
-    const int block = i < num_requests ? of.block[i] : -1;
-    const int releases = block >= 0 ? of.count[block] : 0, references = block >= 0 ? ref[block] : 0;
+    const int block = i < num_requests ? of.block[i] : NOTHING;
+    const int releases = block >= 0 ? of.count[block] : 0, references = block >= 0 ? ref[block] + releases : 0;
     const bool last = block >= 0 && of.last[block] == i + 1;
     const int found = block >= 0 ? outcome(of.block, i, block, releases, last, references) : 0;
     int listed;
     const int rank = block_rank(found == FREES, &listed);
     say(of.listed, listed + 1);
-    if (i < num_requests) released[i] = found == WITHOUT_REFERENCE ? -1 : block;
-    if (entry >= 0) {
-        block_table[entry] = -1;
-        of.first[entry] = 0;
+    int flags = found == WITHOUT_REFERENCE ? STATUS_DOUBLE_FREE : 0;
+    if (i < num_requests) {
+        released[i] = found == WITHOUT_REFERENCE || block < 0 ? -1 : block;
+        if (block < 0) flags |= entry < 0 || block == NO_BLOCK ? STATUS_RANGE : STATUS_UNMAPPED;
     }
+    if (entry >= 0) of.first[entry] = 0;
     if (threadIdx.x == 0) of.marked[blockIdx.x] = 0;
-    if (found == WITHOUT_REFERENCE) atomicOr(status, STATUS_DOUBLE_FREE);
+    if (flags) atomicOr(status, flags);
     const int64_t before = heard_from_earlier(of.listed) - blockIdx.x;
     if (found == FREES) freed[before + rank] = block;
     if (threadIdx.x == 0 && blockIdx.x == gridDim.x - 1) num_freed[0] = (int)before + listed;
-    if (!last) return;
     // The last request that releases a block settles its count, once the others have seen it: as many references less,
     // but no more than it had.
-    ref[block] = references - min(releases, max(references, 0));
-    of.count[block] = 0;
-    of.last[block] = 0;
+    if (last) {
+        ref[block] = references - min(releases, max(references, 0));
+        of.count[block] = 0;
+        of.last[block] = 0;
+    }
+    if (last_to_arrive(of.arrivals) && threadIdx.x == 0) *of.odd = 0;
 }

@@ -25,7 +25,7 @@ FRESH_BLOCK = (
 )
 
 TILE = 1024  # requests of one thread block, a thread each: a batch of no more is one launch
-
+SMALL_TILE = 256  # where no thread block waits for another: they spread more evenly over the multiprocessors
 
 FEW = 256  # requests that one thread block serves faster than a cluster does
 CLUSTER = 8  # thread blocks of a cluster, cluster.cuh
@@ -51,9 +51,18 @@ def several_tiles(facts: Mapping[str, Any]) -> bool:
     return bool(facts["num_requests"] > TILE)
 
 
-def tile_stages(*suffixes: str, when: Callable[[Mapping[str, Any]], bool] = several_tiles) -> tuple[Stage, ...]:
+def tile_stages(
+    *suffixes: str, when: Callable[[Mapping[str, Any]], bool] = several_tiles, threads: int = TILE
+) -> tuple[Stage, ...]:
     """Launches over the requests that only a batch of several thread blocks needs."""
-    return tuple(Stage(suffix, lambda a: (ceil_div(a["num_requests"], TILE), 1, 1), TILE, when) for suffix in suffixes)
+    return tuple(
+        Stage(suffix, lambda a: (ceil_div(a["num_requests"], threads), 1, 1), threads, when) for suffix in suffixes
+    )
+
+
+def enough(facts: Mapping[str, Any]) -> bool:
+    """Whether a batch of several thread blocks has an id for each request."""
+    return several_tiles(facts) and bool(facts["num_requests"] <= facts["num_free"])
 
 
 # A batch that is one launch of its own.
@@ -192,9 +201,9 @@ KERNEL = KernelDef(
         threads=TILE,
         before=(
             *AT_ONCE,
-            *tile_stages(
-                "look", "mark", "count", when=lambda f: several_tiles(f) and f["num_requests"] > f["num_free"]
-            ),
+            *tile_stages("take", when=enough, threads=SMALL_TILE),
+            *tile_stages("undo", when=enough),
+            *tile_stages("look", "mark", "count", when=lambda facts: several_tiles(facts) and not enough(facts)),
         ),
         when=several_tiles,
         after=(
@@ -202,11 +211,11 @@ KERNEL = KernelDef(
                 "forget",
                 lambda a: (max(1, ceil_div(a["num_requests"], 8)), 1, 1),
                 256,
-                lambda facts: facts["has_box"],
+                lambda facts: any(facts[f"has_{arg.name}"] for arg in FRESH_BLOCK),
             ),
         ),
         scratch_axes=lambda a: {
-            "workspace_words": 3 * tiles + 3 if (tiles := tiles_beyond_one(a["num_requests"])) else 0
+            "workspace_words": 3 * tiles + 4 if (tiles := tiles_beyond_one(a["num_requests"])) else 0
         },
     ),
     requires=(STRIDE_HOLDS_POOL,),

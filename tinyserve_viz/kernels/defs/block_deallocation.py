@@ -6,7 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Status, ceil_div
-from tinyserve_viz.kernels.defs.block_allocation import AT_ONCE, TILE, several_tiles, tile_stages, tiles_beyond_one
+from tinyserve_viz.kernels.defs.block_allocation import (
+    AT_ONCE,
+    SMALL_TILE,
+    TILE,
+    several_tiles,
+    tile_stages,
+    tiles_beyond_one,
+)
 from tinyserve_viz.kernels.paging import first_of_each, mapped
 
 
@@ -78,10 +85,11 @@ KERNEL = KernelDef(
         layout="a thread per request; the freed list by an exclusive scan, never in atomic order",
         grid=lambda a: (max(1, ceil_div(a["num_requests"], TILE)), 1, 1),
         threads=TILE,
-        before=(*AT_ONCE, *tile_stages("count")),
+        before=(*AT_ONCE, *tile_stages("take", threads=SMALL_TILE), *tile_stages("count")),
         when=several_tiles,
         scratch_axes=lambda a: {
-            "workspace_words": 2 * (a["num_blocks"] + tiles)
+            "workspace_words": 2
+            + 2 * (a["num_blocks"] + tiles)
             + a["num_requests"]
             + a["num_seqs"] * a["max_blocks_per_seq"]
             if (tiles := tiles_beyond_one(a["num_requests"]))
