@@ -99,6 +99,7 @@ __device__ __forceinline__ Survey& survey_of(int* workspace) { return *reinterpr
 
 // Which requests name an empty entry and are the first to; thread blocks wait for the marks of earlier ones.
 extern "C" __global__ void advanced_block_allocation_count(ADVANCED_PARAMETERS) {
+    lead_launch();
     const Marks marks(block_table, num_requests);
     int* const tiles = survey_of(workspace).tiles(num_blocks);
     int* const said = tiles + 2 * gridDim.x;
@@ -155,6 +156,7 @@ struct Quad {
 
 // How many candidates, and from where to where their levels and last uses go.
 extern "C" __global__ void advanced_block_allocation_survey(ADVANCED_PARAMETERS) {
+    follow_launch();
     __shared__ unsigned long long highest_use, below_use;
     __shared__ unsigned highest_level, below_level;
     __shared__ int candidates[2];
@@ -211,6 +213,7 @@ extern "C" __global__ void advanced_block_allocation_survey(ADVANCED_PARAMETERS)
 }
 
 extern "C" __global__ void advanced_block_allocation_histogram(ADVANCED_PARAMETERS) {
+    follow_launch();
     __shared__ int bins[2 * NUM_DIGITS];
     Survey& survey = survey_of(workspace);
     for (int i = threadIdx.x; i < 2 * NUM_DIGITS; i += blockDim.x) bins[i] = 0;
@@ -241,6 +244,7 @@ extern "C" __global__ void advanced_block_allocation_histogram(ADVANCED_PARAMETE
 __device__ __forceinline__ bool in_reach(int start, int64_t num_requests) { return start <= num_requests; }
 
 extern "C" __global__ void advanced_block_allocation_gather(ADVANCED_PARAMETERS) {
+    follow_launch();
     __shared__ int start[2 * NUM_DIGITS];
     Survey& survey = survey_of(workspace);
     for (int side = 0; side < 2; ++side) {
@@ -274,6 +278,7 @@ extern "C" __global__ void advanced_block_allocation_gather(ADVANCED_PARAMETERS)
 
 // Thread blocks over the buckets of a region: a bitonic sort, in shared memory where the bucket fits.
 extern "C" __global__ void advanced_block_allocation_sort(ADVANCED_PARAMETERS) {
+    follow_launch();
     __shared__ VictimKey keys[SORTED_IN_SHARED];
     Survey& survey = survey_of(workspace);
     const int side = blockIdx.y;
@@ -359,6 +364,7 @@ __device__ __forceinline__ int64_t served_of(int64_t asking, const Survey& surve
 }
 
 extern "C" __global__ void advanced_block_allocation_dry(ADVANCED_PARAMETERS) {
+    follow_launch();
     Survey& survey = survey_of(workspace);
     int asking;
     const Place place =
@@ -402,6 +408,7 @@ extern "C" __global__ void advanced_block_allocation(
     int hot_frequency,
     int all_or_nothing,
     int* status) {
+    follow_launch();
     __shared__ FirstOfKey entries;
     __shared__ unsigned long long first_dry;
     Survey& survey = survey_of(workspace);
@@ -477,6 +484,7 @@ extern "C" __global__ void advanced_block_allocation(
 
 // One warp per request, eight to a thread block.
 extern "C" __global__ void advanced_block_allocation_forget(ADVANCED_PARAMETERS) {
+    follow_launch();
     const int lane = threadIdx.x % WARP_SIZE;
     const int64_t i = (int64_t)blockIdx.x * (blockDim.x / WARP_SIZE) + threadIdx.x / WARP_SIZE;
     if (i >= num_requests || allocated[i] < 0) return;

@@ -27,6 +27,7 @@ __device__ __forceinline__ void hand_out(int block, int gen_before, int64_t entr
 
 // Which requests name an empty entry, and are the first to; `allocated` says so until the last launch.
 extern "C" __global__ void block_allocation_look(ALLOCATION_PARAMETERS) {
+    follow_launch();
     if (request_of_thread() == 0) num_allocated[0] = 0;
     if (mode == CAS) return;
     if (request_of_thread() < num_requests) cas_failures[request_of_thread()] = 0;
@@ -34,6 +35,7 @@ extern "C" __global__ void block_allocation_look(ALLOCATION_PARAMETERS) {
 }
 
 extern "C" __global__ void block_allocation_mark(ALLOCATION_PARAMETERS) {
+    follow_launch();
     if (mode == CAS) return;
     mark_entry(reqs, block_table, allocated, num_requests, num_seqs, max_blocks_per_seq);
 }
@@ -45,6 +47,7 @@ enum Cell { GIVEN, MARKS_LEFT, ARRIVALS, ODD, NUM_CELLS };
 __device__ __forceinline__ int64_t tiles_of(int64_t workspace_words) { return (workspace_words - NUM_CELLS) / 3; }
 
 extern "C" __global__ void block_allocation_count(ALLOCATION_PARAMETERS) {
+    follow_launch();
     if (mode == CAS) return;
     const int count = __syncthreads_count(
         is_first(reqs, block_table, allocated, num_requests, num_seqs, max_blocks_per_seq, status));
@@ -261,6 +264,7 @@ extern "C" __global__ void block_allocation_few(ALLOCATION_PARAMETERS) {
 }
 
 extern "C" __global__ void CLUSTER block_allocation_spread(ALLOCATION_PARAMETERS) {
+    follow_launch();
     if (mode == CAS) {
         if (blockIdx.x > 0) return;
         allocate_by_search(reqs, free_order, block_table, ref, gen, allocated, cas_failures, num_allocated, uses, freq, level,
@@ -306,6 +310,7 @@ extern "C" __global__ void block_allocation(
     int mode,
     int all_or_nothing,
     int* status) {
+    follow_launch();
     if (mode == CAS) {
         if (blockIdx.x == 0) {
             allocate_by_search(reqs, free_order, block_table, ref, gen, allocated, cas_failures, num_allocated, uses,
@@ -348,6 +353,7 @@ extern "C" __global__ void block_allocation(
 
 // One warp per request, eight to a thread block: a new owner finds counters at zero and empty boxes.
 extern "C" __global__ void block_allocation_forget(ALLOCATION_PARAMETERS) {
+    follow_launch();
     const int lane = threadIdx.x % WARP_SIZE;
     const int64_t i = (int64_t)blockIdx.x * (blockDim.x / WARP_SIZE) + threadIdx.x / WARP_SIZE;
     if (i >= num_requests || allocated[i] < 0) return;

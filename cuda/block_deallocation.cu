@@ -46,6 +46,7 @@ extern "C" __global__ void block_deallocation_take(DEALLOCATION_PARAMETERS) {
 }
 
 extern "C" __global__ void block_deallocation_count(DEALLOCATION_PARAMETERS) {
+    follow_launch();
     const Releases of(workspace, num_requests, num_blocks, num_seqs * max_blocks_per_seq);
     if (*of.odd == 0) return;
     const int64_t i = request_of_thread();
@@ -173,6 +174,7 @@ extern "C" __global__ void block_deallocation_few(DEALLOCATION_PARAMETERS) {
 }
 
 extern "C" __global__ void CLUSTER __launch_bounds__(1024) block_deallocation_spread(DEALLOCATION_PARAMETERS) {
+    follow_launch();
     if (blockIdx.x >= CLUSTER_BLOCKS) return;
     __shared__ Batch batch;
     __shared__ int told[CLUSTER_BLOCKS];
@@ -194,6 +196,7 @@ extern "C" __global__ void __launch_bounds__(1024) block_deallocation(
     int64_t num_blocks,
     int64_t workspace_words,
     int* status) {
+    follow_launch();
     const Releases of(workspace, num_requests, num_blocks, num_seqs * max_blocks_per_seq);
     if (*of.odd == 0) return;
     const int64_t i = request_of_thread();

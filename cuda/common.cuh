@@ -24,6 +24,22 @@ enum Status {
 constexpr unsigned FULL_WARP = 0xffffffffu;
 constexpr int WARP_SIZE = 32;
 
+// A launch that follows another of its call may start before that one has ended (tinyserve_viz/kernels/cuda_launch.py). It
+// waits here until that one and all before it have ended, and may touch before it only what none of them writes. The next
+// launch may start once all thread blocks of this one have come here or ended.
+__device__ __forceinline__ void follow_launch() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The same for the first launch of a call, which waits for nothing.
+__device__ __forceinline__ void lead_launch() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // Element of a K or V pool [num_blocks][block_size][num_kv_heads][head_dim].
 __device__ __forceinline__ int64_t pool_offset(int64_t block, int64_t slot, int64_t kv_head, int64_t channel,
                                                int64_t block_size, int64_t num_kv_heads, int64_t head_dim) {

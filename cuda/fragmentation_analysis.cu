@@ -28,6 +28,7 @@ __device__ __forceinline__ void add(int64_t* total, int64_t value) {
 }
 
 extern "C" __global__ void fragmentation_analysis_clear(FRAGMENTATION_PARAMETERS) {
+    lead_launch();
     const int64_t first = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, step = (int64_t)gridDim.x * blockDim.x;
     for (int64_t i = first; i < num_blocks; i += step) fill[i] = 0;
     for (int64_t i = first; i < 2 * num_seqs; i += step) scatter[i] = 0;
@@ -36,6 +37,7 @@ extern "C" __global__ void fragmentation_analysis_clear(FRAGMENTATION_PARAMETERS
 }
 
 extern "C" __global__ void fragmentation_analysis_walk(FRAGMENTATION_PARAMETERS) {
+    follow_launch();
     __shared__ int last_taken, pairs_here[2];  // adjacent, all
     const int lane = threadIdx.x % WARP_SIZE;
     const int64_t first = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, step = (int64_t)gridDim.x * blockDim.x;
@@ -241,6 +243,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(1024, LEAST_BLOCKS) fragmen
     int block_size,
     int super_size,
     int* status) {
+    follow_launch();
     __shared__ int bins[RUN_BINS], warp_last[WARP_SIZE], sums[NUM_METRICS], last_before;
     if (workspace_words == 0) {
         if (blockIdx.x < CLUSTER_BLOCKS) {

@@ -11,6 +11,7 @@
         int64_t head_dim, int64_t workspace_words, int *status
 
 extern "C" __global__ void fused_block_copy_mark(COPY_PARAMETERS) {
+    lead_launch();
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     int found = 0;
     if (i < num_ops) {
@@ -46,6 +47,7 @@ extern "C" __global__ void fused_block_copy(
     int64_t head_dim,
     int64_t workspace_words,
     int* status) {
+    follow_launch();
     const int64_t channels = num_kv_heads * head_dim, layer = blockIdx.y;
     const int pieces = pieces_of(block_size * channels), parts = 2 * pieces + 1;
     const bool go = !refused(workspace, num_blocks);

@@ -40,6 +40,7 @@ __device__ __forceinline__ int warp_max(int value) {
 }
 
 extern "C" __global__ void intelligent_memory_compaction_tally(PLAN_PARAMETERS) {
+    lead_launch();
     __shared__ int top_live, top_pinned;
     const Plan plan(workspace, workspace_words);
     const int64_t block = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
@@ -71,6 +72,7 @@ extern "C" __global__ void intelligent_memory_compaction_tally(PLAN_PARAMETERS) 
 }
 
 extern "C" __global__ void intelligent_memory_compaction_rank(PLAN_PARAMETERS) {
+    follow_launch();
     const Plan plan(workspace, workspace_words);
     const int64_t block = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     bool mover = false, hole = false;
@@ -223,6 +225,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(1024) intelligent_memory_co
     int min_gain,
     int64_t payback_permille,
     int* status) {
+    follow_launch();
     __shared__ int totals[NUM_ROWS];
     if (workspace_words == 0) {
         if (blockIdx.x < CLUSTER_BLOCKS) {
@@ -272,6 +275,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(1024) intelligent_memory_co
 }
 
 extern "C" __global__ void intelligent_memory_compaction_settle(PLAN_PARAMETERS) {
+    follow_launch();
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= max_moves) return;
     if (i < Plan(workspace, workspace_words).cell(DONE)) old_to_new[moves[2 * i]] = moves[2 * i + 1];

@@ -20,6 +20,7 @@ __device__ __forceinline__ int64_t moves_of(const int* num_moves, int64_t max_mo
 }
 
 extern "C" __global__ void memory_compaction_mark(COMPACTION_PARAMETERS) {
+    lead_launch();
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, count = moves_of(num_moves, max_moves);
     int found = i == 0 && (num_moves[0] < 0 || num_moves[0] > max_moves) ? STATUS_RANGE : 0;
     if (i < 2 * count) {
@@ -104,6 +105,7 @@ extern "C" __global__ void memory_compaction(
     int64_t max_blocks_per_seq,
     int64_t workspace_words,
     int* status) {
+    follow_launch();
     const int64_t channels = num_kv_heads * head_dim, layer = blockIdx.y, count = moves_of(num_moves, max_moves);
     const int pieces = pieces_of(block_size * channels), parts = 2 * pieces + 1;
     const int64_t movers = max_moves * parts, remappers = gridDim.x - movers;

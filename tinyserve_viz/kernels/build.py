@@ -109,9 +109,26 @@ def _normal(parameter: str) -> str:
 
 def compare_parameters(kernel: KernelDef, source: str) -> list[str]:
     """What is wrong with a file's parameter lists, those of its stages too; nothing when all are the definition's."""
-    stages = (*kernel.launch.before, *kernel.launch.after)
-    entries = dict.fromkeys([kernel.name, *(f"{kernel.name}_{stage.suffix}" for stage in stages)])
-    return [problem for entry in entries for problem in _compare_entry(kernel, entry, source)]
+    launch = kernel.launch
+    before, after = ([f"{kernel.name}_{stage.suffix}" for stage in side] for side in (launch.before, launch.after))
+    entries = dict.fromkeys([*before, kernel.name, *after])
+    problems = [problem for entry in entries for problem in _compare_entry(kernel, entry, source)]
+    if launch.overlap and not problems:
+        problems = [
+            f"{kernel.name}.cu: {entry} does not wait for the launch before it: no `follow_launch();`"
+            for entry in list(entries)[1:]
+            if not _follows(source, entry)
+        ]
+    return problems
+
+
+def _follows(source: str, entry: str) -> bool:
+    """Whether an entry point waits for the launch before it."""
+    code = re.sub(r"//[^\n]*|/\*.*?\*/", " ", source, flags=re.DOTALL)
+    return any(
+        re.search(rf"\b{re.escape(entry)}\s*\(", part) and "follow_launch();" in part
+        for part in re.split(r'extern\s+"C"\s+__global__', code)[1:]
+    )
 
 
 def _compare_entry(kernel: KernelDef, entry: str, source: str) -> list[str]:

@@ -25,12 +25,12 @@ from tinyserve_viz.core.toolkit import find_nvcc
 from tinyserve_viz.kernels.backend import UnsupportedError
 from tinyserve_viz.kernels.binding import Call, bind
 from tinyserve_viz.kernels.build import compile_file
+from tinyserve_viz.kernels.cuda_launch import STATIC_SHARED, Follower, LaunchRefusedError, followers
 from tinyserve_viz.kernels.definition import KernelDef
 from tinyserve_viz.kernels.guard import BAND, region
 
 _FORMATS = {"int64": "q", "int32": "i", "float32": "f"}
 _GRID_LIMITS = (2**31 - 1, 65_535, 65_535)
-_STATIC_SHARED = 48 * 1024  # more dynamic shared memory than this must be asked for
 # Largest head_dim of a form: 8 channels for each of 32 lanes; 8 output channels for each of 128 threads.
 _HEAD_DIMS = {"flash_paged_attention": 256, "query_aware_paged_attention": 256, "paged_attention": 1024}
 
@@ -45,14 +45,20 @@ class LaunchTime:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """A call's launches in order: (entry, PyCUDA function, grid, threads, dynamic shared bytes)."""
+    """A call's launches in order: (entry, PyCUDA function, grid, threads, dynamic shared bytes).
+
+    `followers` has all but the first once more where those may start before the launch before them has ended.
+    """
 
     launches: tuple[tuple[str, Any, tuple[int, int, int], int, int], ...]
+    followers: tuple[Follower, ...] = ()
 
     def launch(self, arguments: Sequence[Any], stream: Any = None) -> None:
         """Put every launch on the stream; `arguments` are those of `arguments_of`."""
-        for _, function, grid, threads, shared in self.launches:
+        for _, function, grid, threads, shared in self.launches[:1] if self.followers else self.launches:
             function.prepared_async_call(grid, (threads, 1, 1), stream, *arguments, shared_size=shared)
+        for follower in self.followers:
+            follower.launch(arguments, 0 if stream is None else stream.handle)
 
 
 class Gpu:
@@ -79,10 +85,12 @@ class Gpu:
         attribute = self.driver.device_attribute
         self.num_sms: int = device.get_attribute(attribute.MULTIPROCESSOR_COUNT)
         self.most_shared: int = device.get_attribute(attribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+        self.followers = followers(major, self.driver.get_driver_version())
         self.context = device.retain_primary_context()
         self.nvcc: Path | None = None  # the compiler to take; None: whichever is found
         self._functions: dict[tuple[str, str], Any] = {}
         self._modules: dict[str, Any] = {}
+        self._cubins: dict[str, str] = {}
 
     @contextmanager
     def current(self) -> Iterator[Any]:
@@ -114,9 +122,9 @@ class Gpu:
                     raise GpuUnavailable(f"{error}; or use --backend numpy") from error
                 cubin = compile_file(data_folder("cuda") / f"{kernel.name}.cu", self.arch, nvcc).cubin
                 self._modules[kernel.name] = self.driver.module_from_file(cubin)
+                self._cubins[kernel.name] = cubin
             function = self._modules[kernel.name].get_function(entry)
-            scalars = "".join(_FORMATS[scalar.dtype] for scalar in kernel.scalars)
-            function.prepare("P" * len(kernel.args) + "q" * len(kernel.axes) + scalars + "P")
+            function.prepare(_formats(kernel))
             self._functions[kernel.name, entry] = function
         return self._functions[kernel.name, entry]
 
@@ -149,11 +157,25 @@ class Gpu:
             if any(size > most for size, most in zip(grid, _GRID_LIMITS, strict=True)):
                 raise UnsupportedError(f"{entry}: a grid of {grid} thread blocks is beyond the device's {_GRID_LIMITS}")
             function = self.function(kernel, entry)
-            if shared > _STATIC_SHARED:
+            if shared > STATIC_SHARED:
                 attribute = self.driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
                 function.set_attribute(attribute, shared)
             launches.append((entry, function, grid, threads, shared))
-        return Plan(tuple(launches))
+        if not self.followers or not launch.overlap:
+            return Plan(tuple(launches))
+        return Plan(
+            tuple(launches),
+            tuple(
+                self.followers.follower(self._cubins[kernel.name], entry, _formats(kernel), grid, threads, shared)
+                for entry, _, grid, threads, shared in launches[1:]
+            ),
+        )
+
+
+def _formats(kernel: KernelDef) -> str:
+    """The kinds of the C arguments, as `struct` names them."""
+    scalars = "".join(_FORMATS[scalar.dtype] for scalar in kernel.scalars)
+    return "P" * len(kernel.args) + "q" * len(kernel.axes) + scalars + "P"
 
 
 def arguments_of(
@@ -215,7 +237,7 @@ class CudaBackend:
                     f"{kernel.name}: out of GPU memory: the arrays take {needed} MiB and scratch beside them, "
                     f"{free} of {total} MiB are free"
                 ) from error
-            except driver.Error as error:
+            except (driver.Error, LaunchRefusedError) as error:
                 raise KernelError(f"{kernel.name} failed on {self.gpu.name}: {error}") from error
         return {**call.outputs(), "status": status}
 

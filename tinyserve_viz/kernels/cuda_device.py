@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tinyserve_viz.core.errors import DeviceLost, OutOfDeviceMemory, TinyserveError
 from tinyserve_viz.kernels.cuda_backend import Gpu, Plan
 from tinyserve_viz.kernels.cuda_graph import GRAPH_CALLS, Graph
+from tinyserve_viz.kernels.cuda_launch import LaunchRefusedError
 
 _OUT_OF_MEMORY = 2
 _RECORD_EXTERNAL = 1  # CU_EVENT_RECORD_EXTERNAL: an event inside a graph that can be read outside
@@ -192,7 +193,7 @@ class CudaDevice:
         """Put a call's launches on the stream."""
         try:
             plan.launch(arguments, self._stream_object)
-        except self._gpu.driver.Error as error:
+        except (self._gpu.driver.Error, LaunchRefusedError) as error:
             self.lost = True
             raise DeviceLost(f"{self.name} failed to launch {plan.launches[0][0]}: {error}") from error
 

@@ -99,7 +99,8 @@ class Launch:
     """CUDA launch shape as functions of the axes; `layout` says in words what one thread block does.
 
     `before` and `after` are launches around it; `when` tells, like a stage's, whether the call needs the launch of the
-    kernel's own name, or a stage does it all; `scratch_axes` gives the sizes that only scratch arrays have.
+    kernel's own name, or a stage does it all; `scratch_axes` gives the sizes that only scratch arrays have. With
+    `overlap` a call's launches may start before the one before them has ended: each waits by itself (`follow_launch`).
     """
 
     layout: str
@@ -110,6 +111,7 @@ class Launch:
     after: tuple[Stage, ...] = ()
     when: Callable[[Mapping[str, Any]], bool] = field(default=lambda _facts: True)
     scratch_axes: Callable[[Axes], Mapping[str, int]] = field(default=lambda _axes: {})
+    overlap: bool = False
 
 
 @dataclass(frozen=True, slots=True)

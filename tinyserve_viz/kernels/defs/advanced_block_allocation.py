@@ -216,6 +216,7 @@ KERNEL = KernelDef(
             + 2 * ceil_div(a["num_blocks"], 4)
             + 3 * tiles_beyond_one(a["num_requests"])
         },
+        overlap=True,
     ),
     requires=(STRIDE_HOLDS_POOL,),
 )

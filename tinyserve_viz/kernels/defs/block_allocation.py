@@ -217,6 +217,7 @@ KERNEL = KernelDef(
         scratch_axes=lambda a: {
             "workspace_words": 3 * tiles + 4 if (tiles := tiles_beyond_one(a["num_requests"])) else 0
         },
+        overlap=True,
     ),
     requires=(STRIDE_HOLDS_POOL,),
 )

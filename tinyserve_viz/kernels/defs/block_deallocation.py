@@ -95,5 +95,6 @@ KERNEL = KernelDef(
             if (tiles := tiles_beyond_one(a["num_requests"]))
             else 0
         },
+        overlap=True,
     ),
 )

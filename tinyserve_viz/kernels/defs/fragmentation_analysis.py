@@ -149,6 +149,7 @@ KERNEL = KernelDef(
             Stage("walk", _walkers, STRETCH, _beyond_a_cluster),
         ),
         scratch_axes=lambda a: {"workspace_words": ceil_div(a["num_blocks"], STRETCH) if _beyond_a_cluster(a) else 0},
+        overlap=True,
     ),
     requires=(
         Requirement("block_size must be at least 1", lambda _axes, scalars: scalars["block_size"] >= 1),

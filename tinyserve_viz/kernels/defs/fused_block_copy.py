@@ -95,6 +95,7 @@ KERNEL = KernelDef(
         threads=256,
         before=(Stage("mark", lambda a: (max(1, ceil_div(a["num_ops"], 1024)), 1, 1), 1024),),
         scratch_axes=lambda a: {"workspace_words": a["num_blocks"] + 4},
+        overlap=True,
     ),
     requires=(STRIDE_HOLDS_POOL,),
 )

@@ -153,5 +153,6 @@ KERNEL = KernelDef(
         scratch_axes=lambda a: {
             "workspace_words": 5 * ceil_div(a["num_blocks"], STRETCH) + 2 if a["num_blocks"] > CLUSTER * STRETCH else 0
         },
+        overlap=True,
     ),
 )

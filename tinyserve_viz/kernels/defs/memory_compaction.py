@@ -129,6 +129,7 @@ KERNEL = KernelDef(
             ),
         ),
         scratch_axes=lambda a: {"workspace_words": a["num_blocks"] + 4},
+        overlap=True,
     ),
     requires=(STRIDE_HOLDS_POOL,),
 )
