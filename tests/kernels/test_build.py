@@ -17,11 +17,12 @@ FORK = kernel_named("block_fork")
 
 
 def source_of(kernel: Any, parameters: list[str] | None = None) -> str:
-    """A file with an empty kernel and its stages, all with these parameters."""
+    """A file with an empty kernel and its stages, all with these parameters; each waits for another where it may."""
     listed = ",\n    ".join(kernel.c_parameters() if parameters is None else parameters)
     stages = {stage.suffix: None for stage in (*kernel.launch.before, *kernel.launch.after)}
     entries = [kernel.name, *(f"{kernel.name}_{suffix}" for suffix in stages)]
-    bodies = [f'extern "C" __global__ void {entry}(\n    {listed}) {{}}\n' for entry in entries]
+    body = " follow_launch(); " if kernel.launch.overlap else ""
+    bodies = [f'extern "C" __global__ void {entry}(\n    {listed}) {{{body}}}\n' for entry in entries]
     return "#include <cuda_fp16.h>\n#include <stdint.h>\n" + "".join(bodies)
 
 
@@ -46,6 +47,18 @@ def test_a_stage_must_have_the_parameters_of_its_kernel_too() -> None:
     ]
     assert build.compare_parameters(copy, right.replace(stage, "elsewhere")) == [
         f'fused_block_copy.cu: no `extern "C" __global__ void {stage}(`'
+    ]
+
+
+def test_a_launch_that_may_start_early_must_wait_for_the_one_before_it() -> None:
+    copy = kernel_named("fused_block_copy")
+    assert copy.launch.overlap
+    marking, copying = source_of(copy).split('extern "C"')[2], source_of(copy).split('extern "C"')[1]
+    both = [f'extern "C"{part}' for part in (marking.replace("follow_launch();", ""), copying)]
+    assert build.compare_parameters(copy, "".join(both)) == []  # nothing is before the first
+    both[1] = both[1].replace("follow_launch();", "// follow_launch();\n")
+    assert build.compare_parameters(copy, "".join(both)) == [
+        "fused_block_copy.cu: fused_block_copy does not wait for the launch before it: no `follow_launch();`"
     ]
 
 

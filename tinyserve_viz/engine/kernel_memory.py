@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tinyserve_viz.core import events as ev
 from tinyserve_viz.core.config import EngineConfig, ModelConfig
 from tinyserve_viz.core.state import CacheState
-from tinyserve_viz.engine.useful_bytes import copy_bytes
+from tinyserve_viz.engine.useful_bytes import copy_bytes, move_bytes
 from tinyserve_viz.kernels.defs.block_bookkeeping import ADD, EDITED, SET
 from tinyserve_viz.kernels.session import Calls, Given, Held, Session
 
@@ -232,7 +232,7 @@ class KernelMemory:
             self._edit(SET, counter, event.dst, 0)
         self._call(
             "fused_block_copy",
-            copy_bytes(self._model, int(event.tokens.sum()), self._model.num_layers),
+            copy_bytes(self._model, int(event.tokens.sum()), len(event.dst), self._model.num_layers),
             {"ops": np.stack([event.src, event.dst, event.tokens], axis=1)},
             *("ref", *POOLS, "box"),
         )
@@ -253,7 +253,9 @@ class KernelMemory:
         before = self._gather(np.where(tables >= 0, back[tables], -1))
         self._call(
             "memory_compaction",
-            copy_bytes(self._model, len(event.src) * self._engine.block_size, self._model.num_layers),
+            move_bytes(
+                self._model, len(event.src) * self._engine.block_size, len(event.src), self._model.num_layers
+            ),
             {
                 "moves": np.stack([event.src, event.dst], axis=1),
                 "num_moves": np.array([len(event.src)], dtype=np.int32),

@@ -35,6 +35,12 @@ def mass_bytes(model: ModelConfig, tokens: int, blocks: int, queries: int) -> in
     return tokens * model.head_dim * _FP16 + queries * model.num_heads * model.head_dim * _FP16 + blocks * 4
 
 
-def copy_bytes(model: ModelConfig, tokens: int, layers: int) -> int:
-    """K and V of the copied tokens, read and written, in every layer."""
-    return layers * 2 * 2 * tokens * model.num_kv_heads * model.head_dim * _FP16
+def copy_bytes(model: ModelConfig, tokens: int, blocks: int, layers: int) -> int:
+    """K and V of the copied tokens and the box of each copied block, read and written, in every layer."""
+    row = model.num_kv_heads * model.head_dim * _FP16
+    return layers * 2 * (2 * tokens * row + 2 * blocks * row)
+
+
+def move_bytes(model: ModelConfig, tokens: int, blocks: int, layers: int) -> int:
+    """The same for blocks that move, whose old boxes are emptied."""
+    return copy_bytes(model, tokens, blocks, layers) + layers * 2 * blocks * model.num_kv_heads * model.head_dim * _FP16

@@ -69,6 +69,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> HostGpu:
     monkeypatch.setattr(upkeep, "CONTENT", (60, 3))
     monkeypatch.setattr(upkeep, "request_counts", lambda _grid: (1, 200))
     monkeypatch.setattr(upkeep, "pool_sizes", lambda _grid: (512,))
+    monkeypatch.setattr(upkeep, "level_sizes", lambda _grid: (512, 1024))
     return HostGpu()
 
 
@@ -94,7 +95,10 @@ def test_every_kernel_has_a_row_and_every_row_is_checked(host: HostGpu) -> None:
         "grid": "quick", "provenance": "measured",
     }  # fmt: skip
     copies = [row for row in found["rows"] if row["op"] == "block-copy"]
-    assert [(row["bytes"], row["sets"]) for row in copies] == [(8 * 6 * 16 * 2 * 32, 2)]
+    # in and out, 6 blocks: K and V of 16 tokens with 2 heads of 32 channels in fp16, and a box of two such rows
+    assert [(row["bytes"], row["sets"]) for row in copies] == [(2 * 6 * (2 * 16 * 128 + 2 * 128), 2)]
+    moves = [row["bytes"] for row in found["rows"] if row["op"] == "compaction-move"]
+    assert moves == [copies[0]["bytes"] + 6 * 2 * 128]  # the box that is left is emptied
 
 
 def test_a_call_that_changes_its_state_is_timed_without_the_putting_back(host: HostGpu) -> None:

@@ -21,7 +21,7 @@ from tinyserve_viz.kernels.bench.attention import (
 )
 from tinyserve_viz.kernels.bench.device import Device, DeviceArray, DeviceCall
 from tinyserve_viz.kernels.bench.grid import BLOCK_SIZE, LLAMA3_8B, Model
-from tinyserve_viz.kernels.bench.movement import block_label, check_copies, pools_of, writings
+from tinyserve_viz.kernels.bench.movement import block_label, check_copies, copied_bytes, pools_of, writings
 from tinyserve_viz.kernels.bench.work import Bench, Call, Work
 
 LAYOUT = [4096] * 64
@@ -148,7 +148,7 @@ def copies_apart(bench: Bench) -> Iterator[Work]:
             "a launch each": [copy(plan[i : i + 1]) for i in range(count)],
             "three memcpys each": [memcpys],
         }
-        num_bytes = 8 * count * BLOCK_SIZE * model.num_kv_heads * model.head_dim
+        num_bytes = copied_bytes(model, count)
         for impl, calls in forms.items():
             yield Work(
                 "copy-apart", impl, block_label(model, count), num_bytes, {"": [calls]},

@@ -97,6 +97,11 @@ def pool_sizes(grid: str) -> tuple[int, ...]:
     return (8192, 1 << 20) if grid == "quick" else (8192, 1 << 16, 1 << 20)
 
 
+def level_sizes(grid: str) -> tuple[int, ...]:
+    """Blocks of the pools whose levels are set: 30 bytes each, so only the largest is a stream from memory."""
+    return (*pool_sizes(grid), 1 << 22)
+
+
 def request_counts(grid: str) -> tuple[int, ...]:
     """Blocks asked for at once."""
     return (64, 1024, 100_000) if grid == "quick" else (1, 64, 1024, 10_000, 100_000)

@@ -126,26 +126,35 @@ def _check_write(one: Writing, calls: Sequence[Call]) -> None:
                 raise WrongResultError(f"box[{block}] does not hold the key of token {token} of sequence {seq}")
 
 
+def copied_bytes(model: Model, count: int) -> int:
+    """Useful bytes of copying blocks: K, V and the box (a minimum and a maximum, as large as two keys), in and out."""
+    return 2 * 2 * count * (2 * BLOCK_SIZE + 2) * model.num_kv_heads * model.head_dim
+
+
+def moved_bytes(model: Model, count: int) -> int:
+    """The same, and the boxes that are left, emptied."""
+    return copied_bytes(model, count) + 2 * count * 2 * model.num_kv_heads * model.head_dim
+
+
 def _sets_of_blocks(
     bench: Bench, most_sets: int, key: int
-) -> Iterator[tuple[Model, int, dict[str, DeviceArray], int, I32]]:
-    """For each shape of a copy: model, blocks, pools of one layer, useful bytes, and 2 · blocks ids for each set."""
+) -> Iterator[tuple[Model, int, dict[str, DeviceArray], I32]]:
+    """For each shape of a copy: model, blocks, pools of one layer, and 2 · blocks ids for each set."""
     for model, count in copy_shapes(bench.grid):
         if not bench.fits(f"copies or moves, {block_label(model, count)}", 2 * count, model):
             continue
         layered = {name: pool.of_one_layer() for name, pool in pools_of(bench, model).items()}
         num_blocks = layered["box"].shape[1]
-        num_bytes = 8 * count * BLOCK_SIZE * model.num_kv_heads * model.head_dim
-        sets = sets_for(bench.device, num_bytes, min(most_sets, num_blocks // (2 * count)))
+        sets = sets_for(bench.device, copied_bytes(model, count), min(most_sets, num_blocks // (2 * count)))
         ids = bench.rng(count, key).permutation(num_blocks).astype(np.int32)[: 2 * count * sets]
-        yield model, count, layered, num_bytes, ids
+        yield model, count, layered, ids
 
 
 def copies(bench: Bench) -> Iterator[Work]:
     """Whole blocks, K, V and boxes, from random places to random places."""
     if not bench.wants("fused_block_copy"):
         return
-    for model, count, layered, num_bytes, blocks in _sets_of_blocks(bench, 64, 3):
+    for model, count, layered, blocks in _sets_of_blocks(bench, 64, 3):
         num_blocks = layered["box"].shape[1]
         ids = blocks.reshape(-1, 2, count)
         ref = bench.device.put(np.ones(num_blocks, np.int32))
@@ -153,7 +162,7 @@ def copies(bench: Bench) -> Iterator[Work]:
         plans = [np.stack([source, target, full], axis=1) for source, target in ids]
         calls = [[bench.call("fused_block_copy", {"ops": plan, "ref": ref, **layered})] for plan in plans]
         yield Work(
-            "block-copy", "fused_block_copy", block_label(model, count), num_bytes, {"": calls},
+            "block-copy", "fused_block_copy", block_label(model, count), copied_bytes(model, count), {"": calls},
             partial(check_copies, bench, plans[0][:, :2]),
             facts={"model": model.name, "blocks": count}, note="one launch, boxes too",
         )  # fmt: skip
@@ -161,7 +170,7 @@ def copies(bench: Bench) -> Iterator[Work]:
 
 def block_label(model: Model, count: int) -> str:
     """The shape of a copy, as the field's tables write it."""
-    size = 4 * BLOCK_SIZE * model.num_kv_heads * model.head_dim
+    size = 4 * BLOCK_SIZE * model.num_kv_heads * model.head_dim  # of K and V
     return f"{model.name} blocks={count} x {size >> 10} KiB"
 
 
@@ -190,11 +199,11 @@ def moves(bench: Bench) -> Iterator[Work]:
     """A compaction plan applied: blocks moved, table, references and generations with them; there and back in turn."""
     if not bench.wants("memory_compaction"):
         return
-    for model, count, layered, num_bytes, blocks in _sets_of_blocks(bench, 8, 4):
+    for model, count, layered, blocks in _sets_of_blocks(bench, 8, 4):
         ids = blocks.reshape(-1, count, 2)
         calls = [_there_and_back(bench, layered, pairs) for pairs in ids]
         yield Work(
-            "compaction-move", "memory_compaction", block_label(model, count), num_bytes, {"": calls},
+            "compaction-move", "memory_compaction", block_label(model, count), moved_bytes(model, count), {"": calls},
             partial(_check_moves, bench, ids[0]), calls_per_launch=2,
             facts={"model": model.name, "blocks": count}, note="there and back in turn",
         )  # fmt: skip

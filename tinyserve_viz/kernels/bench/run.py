@@ -24,6 +24,7 @@ FAMILIES: tuple[Family, ...] = (
     upkeep.allocation,
     upkeep.forks,
     upkeep.bookkeeping,
+    upkeep.levels,
     upkeep.pools,
     upkeep.work_lists,
     upkeep.content,

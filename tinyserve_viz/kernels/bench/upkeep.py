@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tinyserve_viz.kernels.backend import kernel_named
 from tinyserve_viz.kernels.bench.attention import balance
 from tinyserve_viz.kernels.bench.device import DeviceArray
-from tinyserve_viz.kernels.bench.grid import LLAMA3_8B, UNIFORM, pool_sizes, request_counts
+from tinyserve_viz.kernels.bench.grid import LLAMA3_8B, UNIFORM, level_sizes, pool_sizes, request_counts
 from tinyserve_viz.kernels.bench.timing import sets_for
 from tinyserve_viz.kernels.bench.work import Bench, Call, Work, WrongResultError, as_reference, same
 from tinyserve_viz.kernels.numpy_backend import NumpyBackend
@@ -160,29 +160,41 @@ def bookkeeping(bench: Bench) -> Iterator[Work]:
     yield _changing(bench, "bookkeeping", name, shape, name, arrays, {}, "block_table", "ref")
 
 
+def _pool(bench: Bench, num_blocks: int, key: int) -> tuple[Arrays, Callable[[int], NDArray[np.int32]]]:
+    """A pool of which 70 % is held and a tenth cached, and what draws a number for each of its blocks."""
+    rng = bench.rng(num_blocks, key)
+    state = rng.integers(0, 10, num_blocks)
+    basic: Arrays = {"ref": (state < 7).astype(np.int32), "cached": (state == 9).astype(np.uint8)}
+    return basic, lambda high: rng.integers(0, high, num_blocks).astype(np.int32)
+
+
+def levels(bench: Bench) -> Iterator[Work]:
+    """Protection levels of whole pools."""
+    if not bench.wants("adaptive_cache_management"):
+        return
+    for num_blocks in level_sizes(bench.grid):
+        basic, ints = _pool(bench, num_blocks, 10)
+        counters = {name: ints(20) for name in ("hits", "lookups", "freq")} | {"level": ints(5)}
+        # decay 1000: every replay finds the same counts
+        yield _steady(bench, "adaptive", "adaptive_cache_management", f"blocks={num_blocks}", 30 * num_blocks,
+                      basic | counters, {"decay_permille": 1000})  # fmt: skip
+
+
 def pools(bench: Bench) -> Iterator[Work]:
-    """Levels, compaction plans and fragmentation of whole pools."""
+    """Compaction plans and fragmentation of whole pools."""
     for num_blocks in pool_sizes(bench.grid):
-        rng, shape = bench.rng(num_blocks, 8), f"blocks={num_blocks}"
-        state = rng.integers(0, 10, num_blocks)
-        basic: Arrays = {"ref": (state < 7).astype(np.int32), "cached": (state == 9).astype(np.uint8)}
-
-        def ints(high: int, rng: np.random.Generator = rng, count: int = num_blocks) -> NDArray[np.int32]:
-            return rng.integers(0, high, count).astype(np.int32)
-
-        if bench.wants("adaptive_cache_management"):
-            counters = {name: ints(20) for name in ("hits", "lookups", "freq")} | {"level": ints(5)}
-            # decay 1000: every replay finds the same counts
-            yield _steady(bench, "adaptive", "adaptive_cache_management", shape, 30 * num_blocks, basic | counters,
-                          {"decay_permille": 1000})  # fmt: skip
+        basic, ints = _pool(bench, num_blocks, 8)
+        shape = f"blocks={num_blocks}"
         if bench.wants("intelligent_memory_compaction"):
             yield _steady(bench, "compaction-plan", "intelligent_memory_compaction", shape, 21 * num_blocks,
                           basic | {"uses": ints(3), "level": ints(3)}, {"max_moves": 4096, "trigger_permille": 0,
                                                                         "payback_permille": 0})  # fmt: skip
         if bench.wants("fragmentation_analysis"):
             width = min(256, num_blocks // 64)
-            table = rng.permutation(num_blocks).astype(np.int32)[: 64 * width].reshape(64, width)
-            sequences: Arrays = {"block_table": table, "seq_lens": np.full(64, 16 * width, np.int32)}
+            table = bench.rng(num_blocks, 11).permutation(num_blocks).astype(np.int32)[: 64 * width]
+            sequences: Arrays = {
+                "block_table": table.reshape(64, width), "seq_lens": np.full(64, 16 * width, np.int32)
+            }  # fmt: skip
             yield _steady(bench, "fragmentation", "fragmentation_analysis", shape, 9 * num_blocks, basic | sequences,
                           {"block_size": 16})  # fmt: skip
 
