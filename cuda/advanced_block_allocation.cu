@@ -99,7 +99,6 @@ __device__ __forceinline__ Survey& survey_of(int* workspace) { return *reinterpr
 
 // Which requests name an empty entry and are the first to; thread blocks wait for the marks of earlier ones.
 extern "C" __global__ void advanced_block_allocation_count(ADVANCED_PARAMETERS) {
-    lead_launch();
     const Marks marks(block_table, num_requests);
     int* const tiles = survey_of(workspace).tiles(num_blocks);
     int* const said = tiles + 2 * gridDim.x;

@@ -27,6 +27,7 @@ __device__ __forceinline__ void hand_out(int block, int gen_before, int64_t entr
 
 // Which requests name an empty entry, and are the first to; `allocated` says so until the last launch.
 extern "C" __global__ void block_allocation_look(ALLOCATION_PARAMETERS) {
+    start_next_launch();
     follow_launch();
     if (request_of_thread() == 0) num_allocated[0] = 0;
     if (mode == CAS) return;
@@ -35,6 +36,7 @@ extern "C" __global__ void block_allocation_look(ALLOCATION_PARAMETERS) {
 }
 
 extern "C" __global__ void block_allocation_mark(ALLOCATION_PARAMETERS) {
+    start_next_launch();
     follow_launch();
     if (mode == CAS) return;
     mark_entry(reqs, block_table, allocated, num_requests, num_seqs, max_blocks_per_seq);
@@ -47,6 +49,7 @@ enum Cell { GIVEN, MARKS_LEFT, ARRIVALS, ODD, NUM_CELLS };
 __device__ __forceinline__ int64_t tiles_of(int64_t workspace_words) { return (workspace_words - NUM_CELLS) / 3; }
 
 extern "C" __global__ void block_allocation_count(ALLOCATION_PARAMETERS) {
+    start_next_launch();
     follow_launch();
     if (mode == CAS) return;
     const int count = __syncthreads_count(
@@ -249,6 +252,7 @@ __device__ __forceinline__ void allocate_by_search(ALLOCATION_PARAMETERS) {
 }
 
 extern "C" __global__ void block_allocation_few(ALLOCATION_PARAMETERS) {
+    start_next_launch();
     if (mode == CAS) {
         allocate_by_search(reqs, free_order, block_table, ref, gen, allocated, cas_failures, num_allocated, uses, freq, level,
                          hits, lookups, history, box, workspace, num_requests, num_free, num_seqs, max_blocks_per_seq,
@@ -264,6 +268,7 @@ extern "C" __global__ void block_allocation_few(ALLOCATION_PARAMETERS) {
 }
 
 extern "C" __global__ void CLUSTER block_allocation_spread(ALLOCATION_PARAMETERS) {
+    start_next_launch();
     follow_launch();
     if (mode == CAS) {
         if (blockIdx.x > 0) return;
@@ -310,6 +315,7 @@ extern "C" __global__ void block_allocation(
     int mode,
     int all_or_nothing,
     int* status) {
+    start_next_launch();
     follow_launch();
     if (mode == CAS) {
         if (blockIdx.x == 0) {

@@ -46,6 +46,7 @@ extern "C" __global__ void block_deallocation_take(DEALLOCATION_PARAMETERS) {
 }
 
 extern "C" __global__ void block_deallocation_count(DEALLOCATION_PARAMETERS) {
+    start_next_launch();
     follow_launch();
     const Releases of(workspace, num_requests, num_blocks, num_seqs * max_blocks_per_seq);
     if (*of.odd == 0) return;

@@ -68,7 +68,6 @@ __device__ __forceinline__ int token_logits(const half* queries, const half* own
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2) block_mass_logits(MASS_PARAMETERS) {
-    lead_launch();
     const int lane = threadIdx.x % WARP_SIZE;
     const int64_t first = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x - lane), seq = blockIdx.y, kv_head = blockIdx.z;
     if (seq >= num_seqs || kv_head >= num_kv_heads) return;
@@ -139,7 +138,6 @@ extern "C" __global__ void block_mass(
     float scale,
     int reduction,  // 0 max, 1 mean, 2 sum
     int* status) {
-    follow_launch();
     // A block of up to 16 slots leaves half of the 32 lanes without one: then the other half takes the next block, and what
     // the first step of the butterfly would add to each sum is 0.
     const int side_lanes = block_size <= HALF_WARP ? HALF_WARP : WARP_SIZE, side_blocks = WARP_SIZE / side_lanes;

@@ -25,16 +25,16 @@ constexpr unsigned FULL_WARP = 0xffffffffu;
 constexpr int WARP_SIZE = 32;
 
 // A launch that follows another of its call may start before that one has ended (tinyserve_viz/kernels/cuda_launch.py). It
-// waits here until that one and all before it have ended, and may touch before it only what none of them writes. The next
-// launch may start once all thread blocks of this one have come here or ended.
+// waits here until that one has, and what it wrote is there; before it, it may touch only what no launch of the call writes.
 __device__ __forceinline__ void follow_launch() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
-// The same for the first launch of a call, which waits for nothing.
-__device__ __forceinline__ void lead_launch() {
+// Lets the thread blocks of the next launch come in once all of this one have been here, and not only when all have ended.
+// Pays where the next launch has many that are alike: a few large ones would crowd on the multiprocessors that are free first.
+__device__ __forceinline__ void start_next_launch() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif

@@ -28,7 +28,7 @@ __device__ __forceinline__ void add(int64_t* total, int64_t value) {
 }
 
 extern "C" __global__ void fragmentation_analysis_clear(FRAGMENTATION_PARAMETERS) {
-    lead_launch();
+    start_next_launch();
     const int64_t first = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, step = (int64_t)gridDim.x * blockDim.x;
     for (int64_t i = first; i < num_blocks; i += step) fill[i] = 0;
     for (int64_t i = first; i < 2 * num_seqs; i += step) scatter[i] = 0;
@@ -37,6 +37,7 @@ extern "C" __global__ void fragmentation_analysis_clear(FRAGMENTATION_PARAMETERS
 }
 
 extern "C" __global__ void fragmentation_analysis_walk(FRAGMENTATION_PARAMETERS) {
+    start_next_launch();
     follow_launch();
     __shared__ int last_taken, pairs_here[2];  // adjacent, all
     const int lane = threadIdx.x % WARP_SIZE;

@@ -40,7 +40,7 @@ __device__ __forceinline__ int warp_max(int value) {
 }
 
 extern "C" __global__ void intelligent_memory_compaction_tally(PLAN_PARAMETERS) {
-    lead_launch();
+    start_next_launch();
     __shared__ int top_live, top_pinned;
     const Plan plan(workspace, workspace_words);
     const int64_t block = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
@@ -72,6 +72,7 @@ extern "C" __global__ void intelligent_memory_compaction_tally(PLAN_PARAMETERS) 
 }
 
 extern "C" __global__ void intelligent_memory_compaction_rank(PLAN_PARAMETERS) {
+    start_next_launch();
     follow_launch();
     const Plan plan(workspace, workspace_words);
     const int64_t block = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
@@ -225,6 +226,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(1024) intelligent_memory_co
     int min_gain,
     int64_t payback_permille,
     int* status) {
+    start_next_launch();
     follow_launch();
     __shared__ int totals[NUM_ROWS];
     if (workspace_words == 0) {

@@ -1,7 +1,7 @@
 // Carry out a compaction plan, or refuse it: move K, V and boxes, remap the tables, hand over the blocks' state.
 // Two launches. Threads over the moves and over the pool check the plan with marks per block. Then the first thread blocks
 // go over table entries and moves, the others over the pieces of (move, layer): sources and destinations are disjoint,
-// so that the order does not matter.
+// so that the order does not matter. The latter read while the plan is still being checked.
 // TinyServe's published memory_compaction_kernel and S:571-580; there two blocks could move into one.
 #include "marks.cuh"
 #include "runs.cuh"
@@ -20,7 +20,7 @@ __device__ __forceinline__ int64_t moves_of(const int* num_moves, int64_t max_mo
 }
 
 extern "C" __global__ void memory_compaction_mark(COMPACTION_PARAMETERS) {
-    lead_launch();
+    start_next_launch();
     const int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, count = moves_of(num_moves, max_moves);
     int found = i == 0 && (num_moves[0] < 0 || num_moves[0] > max_moves) ? STATUS_RANGE : 0;
     if (i < 2 * count) {
@@ -76,7 +76,18 @@ __device__ __forceinline__ void remap(COMPACTION_PARAMETERS, int64_t first, int6
     }
 }
 
-extern "C" __global__ void memory_compaction(
+// A box of `count` numbers, minima and maxima in rows of `row` in turn: +inf, -inf.
+__device__ __forceinline__ void empty(half* box, int count, int row) {
+    const auto bound = [&](int i) { return i / row % 2 == 0 ? 0x7c007c00u : 0xfc00fc00u; };
+    const bool wide = ((unsigned long long)box & 15) == 0 && row % 8 == 0;
+    for (int i = 8 * threadIdx.x; wide && i < count; i += 8 * blockDim.x) {
+        const unsigned pair = bound(i);
+        *reinterpret_cast<uint4*>(box + i) = make_uint4(pair, pair, pair, pair);
+    }
+    for (int i = threadIdx.x; !wide && i < count; i += blockDim.x) box[i] = __ushort_as_half((unsigned short)bound(i));
+}
+
+extern "C" __global__ void __launch_bounds__(COPY_THREADS, LEAST_COPIERS) memory_compaction(
     const int* moves,       // [max_moves][2] source, destination; the first num_moves rows count
     const int* num_moves,   // [1]
     const int* old_to_new,  // [num_blocks] destination of each block, itself when it stays
@@ -105,37 +116,42 @@ extern "C" __global__ void memory_compaction(
     int64_t max_blocks_per_seq,
     int64_t workspace_words,
     int* status) {
-    follow_launch();
     const int64_t channels = num_kv_heads * head_dim, layer = blockIdx.y, count = moves_of(num_moves, max_moves);
     const int pieces = pieces_of(block_size * channels), parts = 2 * pieces + 1;
     const int64_t movers = max_moves * parts, remappers = gridDim.x - movers;
-    const bool go = !refused(workspace, num_blocks);
     if (blockIdx.x < remappers) {
         if (layer > 0) return;
+        follow_launch();
+        const bool go = !refused(workspace, num_blocks);
         remap(moves, num_moves, old_to_new, key_cache, value_cache, box, block_table, ref, gen, cached, level, last_use,
               uses, freq, hits, lookups, workspace, max_moves, num_blocks, num_layers, layer_stride, block_size,
               num_kv_heads, head_dim, num_seqs, max_blocks_per_seq, workspace_words, status,
               (int64_t)blockIdx.x * blockDim.x + threadIdx.x, remappers * blockDim.x, count, go);
         return;
     }
-    const int64_t item = blockIdx.x - remappers, move = item / parts;
-    if (!go || move >= count || layer >= num_layers) return;
-    const int part = (int)(item % parts);
-    const int64_t source = layer * layer_stride + moves[2 * move], target = layer * layer_stride + moves[2 * move + 1];
+    const int item = (int)(blockIdx.x - remappers), move = item / parts, part = item % parts;
+    if (move >= count || layer >= num_layers) return;
+    const int source_id = moves[2 * move], target_id = moves[2 * move + 1];
+    const auto is_block = [&](int id) { return id >= 0 && id < num_blocks; };
+    if (!is_block(source_id) || !is_block(target_id)) return;  // the whole plan is refused
+    const int64_t source = layer * layer_stride + source_id, target = layer * layer_stride + target_id;
     const int64_t from = pool_offset(source, 0, 0, 0, block_size, num_kv_heads, head_dim);
     const int64_t to = pool_offset(target, 0, 0, 0, block_size, num_kv_heads, head_dim);
-    if (part < pieces) {
-        copy_piece(key_cache + from, key_cache + to, block_size * channels, part);
-    } else if (part < 2 * pieces) {
-        copy_piece(value_cache + from, value_cache + to, block_size * channels, part - pieces);
+    const int64_t box_from = box_offset(source, 0, 0, 0, num_kv_heads, head_dim);
+    const int64_t box_to = box_offset(target, 0, 0, 0, num_kv_heads, head_dim);
+    Piece piece;
+    half* const cache = part < pieces ? key_cache : value_cache;
+    if (part < 2 * pieces) {
+        piece = piece_of(cache + from, cache + to, block_size * channels, part < pieces ? part : part - pieces);
     } else if (box) {
-        const int64_t box_from = box_offset(source, 0, 0, 0, num_kv_heads, head_dim);
-        const int64_t box_to = box_offset(target, 0, 0, 0, num_kv_heads, head_dim);
-        copy_run(box + box_from, box + box_to, (int)(2 * channels));
-        __syncthreads();  // the source is emptied by other threads than those that read it
-        const int row = (int)head_dim;
-        for (int i = threadIdx.x; i < 2 * (int)channels; i += blockDim.x) {
-            box[box_from + i] = __ushort_as_half(i / row % 2 == 0 ? 0x7c00 : 0xfc00);  // empty: +inf, -inf
-        }
+        piece = piece_of(box + box_from, box + box_to, 2 * channels, 0);
     }
+    piece.fetch();
+    follow_launch();
+    if (refused(workspace, num_blocks)) return;
+    piece.put();
+    if (part < 2 * pieces || !box) return;
+    put_rest(box + box_from, box + box_to, 2 * channels);
+    __syncthreads();  // the source is emptied by other threads than those that read it
+    empty(box + box_from, 2 * (int)channels, (int)head_dim);
 }

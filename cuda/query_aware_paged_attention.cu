@@ -37,7 +37,6 @@ __device__ __forceinline__ int blocks_of(int length, int block_size) {
 
 // Fused, first: the scores. Four warps of 16 blocks each per (run of blocks, sequence, KV head).
 extern "C" __global__ void __launch_bounds__(128, 4) query_aware_paged_attention_score(QUERY_AWARE_PARAMETERS) {
-    follow_launch();
     const int64_t first = ((int64_t)blockIdx.x * SCORE_WARPS + threadIdx.x / WARP_SIZE) * SCORE_BLOCKS;
     const int64_t seq = blockIdx.y, kv_head = blockIdx.z, own = first + threadIdx.x % WARP_SIZE;
     if (seq >= num_seqs || kv_head >= num_kv_heads) return;
@@ -80,7 +79,6 @@ __device__ __forceinline__ int choose_row(const float* scores, int64_t blocks, i
 
 // Fused, second: the choice. One thread block per (sequence, KV head).
 extern "C" __global__ void __launch_bounds__(512, 1) query_aware_paged_attention_select(QUERY_AWARE_PARAMETERS) {
-    follow_launch();
     __shared__ SelectMemory memory;
     __shared__ __align__(16) float held[SELECT_BLOCKS];
     const int64_t seq = blockIdx.x, at = seq * num_kv_heads + blockIdx.y;
@@ -344,7 +342,6 @@ extern "C" __global__ void __launch_bounds__(128, 2) query_aware_paged_attention
     int recent,
     int budget_blocks,
     int* status) {
-    follow_launch();
     const int64_t kv_head = blockIdx.y, group = num_heads / num_kv_heads, head = kv_head * group;
     const int64_t select_head = num_select_heads == 1 ? 0 : kv_head;
     const int splits = max((int)gridDim.x / max((int)num_seqs, 1), 1);  // without a work list

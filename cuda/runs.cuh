@@ -1,42 +1,73 @@
-// Copy runs of memory in pieces, a thread block a piece, past the caches: neither side is read again soon.
-// The bulk copy engine of Hopper (five stages of 8 KB in shared memory) was tried in its place: 239 µs against 215 µs for
-// 4,096 blocks of 64 KiB (docs/measurements/kernels-h100.md).
+// Copy runs of memory in pieces, a thread block a piece, which it holds in registers between reading and writing: so a
+// launch that follows a check can read before it knows whether it may write.
+// The bulk copy engine of Hopper instead of registers: the same time (docs/measurements/kernels-h100.md).
 #pragma once
 
 #include "common.cuh"
 
-constexpr int PIECE_BYTES = 16384;  // definition: fused_block_copy.py PIECE_BYTES
+constexpr int PIECE_BYTES = 16384, COPY_THREADS = 256;  // definition: fused_block_copy.py PIECE_BYTES, COPY_THREADS
+
+// Thread blocks of a copying launch per multiprocessor, for all threads that it can have; else as the compiler likes.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
+constexpr int LEAST_COPIERS = 2048 / COPY_THREADS;
+#else
+constexpr int LEAST_COPIERS = 1;
+#endif
 
 // Pieces of a run of K or of V; one more of each operation is its box.
 __device__ __forceinline__ int pieces_of(int64_t count) {
     return (int)max((count * (int)sizeof(half) + PIECE_BYTES - 1) / PIECE_BYTES, (int64_t)1);
 }
 
-__device__ __forceinline__ uint4 load_once(const uint4* from) { return *from; }
-__device__ __forceinline__ void store_once(uint4* to, uint4 value) { *to = value; }
+// Up to PIECE_BYTES from one place to another: `fetch`, then `put`. 16 bytes at a time where both addresses allow it, so
+// that all of it is in registers; what is left is read by `put`.
+struct Piece {
+    static constexpr int HELD = PIECE_BYTES / 16 / COPY_THREADS;
+    const half* source = nullptr;
+    half* target = nullptr;
+    int count = 0;
+    uint4 held[HELD];
 
-// All of a run by one thread block: four times 16 bytes in flight in each thread where both addresses allow it.
-__device__ __forceinline__ void copy_run(const half* source, half* target, int count) {
-    constexpr int IN_FLIGHT = 4;
-    const bool wide = (((unsigned long long)source | (unsigned long long)target) & 15) == 0;
-    const int vectors = wide ? count / 8 : 0, threads = blockDim.x;
-    const uint4* const from = reinterpret_cast<const uint4*>(source);
-    uint4* const to = reinterpret_cast<uint4*>(target);
-    int i = threadIdx.x;
-    for (; i + (IN_FLIGHT - 1) * threads < vectors; i += IN_FLIGHT * threads) {
-        uint4 held[IN_FLIGHT];
-#pragma unroll
-        for (int k = 0; k < IN_FLIGHT; ++k) held[k] = load_once(from + i + k * threads);
-#pragma unroll
-        for (int k = 0; k < IN_FLIGHT; ++k) store_once(to + i + k * threads, held[k]);
+    __device__ __forceinline__ int vectors() const {
+        return (((unsigned long long)source | (unsigned long long)target) & 15) == 0 ? count / 8 : 0;
     }
-    for (; i < vectors; i += threads) store_once(to + i, load_once(from + i));
-    for (int k = vectors * 8 + threadIdx.x; k < count; k += threads) target[k] = source[k];
+
+    __device__ __forceinline__ void fetch() {
+        const int wide = vectors();
+#pragma unroll
+        for (int k = 0; k < HELD; ++k) {
+            const int i = threadIdx.x + k * COPY_THREADS;
+            if (i < wide) held[k] = reinterpret_cast<const uint4*>(source)[i];
+        }
+    }
+
+    __device__ __forceinline__ void put() {
+        const int wide = vectors();
+#pragma unroll
+        for (int k = 0; k < HELD; ++k) {
+            const int i = threadIdx.x + k * COPY_THREADS;
+            if (i < wide) reinterpret_cast<uint4*>(target)[i] = held[k];
+        }
+        for (int i = 8 * wide + threadIdx.x; i < count; i += COPY_THREADS) target[i] = source[i];
+    }
+};
+
+// Piece `number` of a run of `count`; pieces begin at multiples of 16 bytes.
+__device__ __forceinline__ Piece piece_of(const half* source, half* target, int64_t count, int number) {
+    constexpr int PIECE = PIECE_BYTES / (int)sizeof(half);
+    const int64_t start = (int64_t)number * PIECE;
+    Piece piece;
+    piece.source = source + start;
+    piece.target = target + start;
+    piece.count = (int)max(min(count - start, (int64_t)PIECE), (int64_t)0);
+    return piece;
 }
 
-// Piece `piece` of a run of `count`; pieces begin at multiples of 16 bytes.
-__device__ __forceinline__ void copy_piece(const half* source, half* target, int64_t count, int piece) {
-    constexpr int PIECE = PIECE_BYTES / (int)sizeof(half);
-    const int64_t start = (int64_t)piece * PIECE;
-    if (start < count) copy_run(source + start, target + start, (int)min(count - start, (int64_t)PIECE));
+// What is behind the first piece of a run.
+__device__ __forceinline__ void put_rest(const half* source, half* target, int64_t count) {
+    for (int number = 1; number < pieces_of(count); ++number) {
+        Piece piece = piece_of(source, target, count, number);
+        piece.fetch();
+        piece.put();
+    }
 }

@@ -108,6 +108,17 @@ def _large_counts(arrays: Arrays) -> None:
     arrays["ref"][:] = 1
 
 
+def _at_the_border(arrays: Arrays) -> None:
+    """Counts on both sides of 2**20, up to where products in 32 bits go, one kind in each four blocks or mixed."""
+    lookups = np.resize(np.array([2**20 - 1, 2**20 - 1, 2**20 - 1, 2**20 - 1, 2**20, 2**20 + 1, 7, 2**31 - 1]), 64)
+    share = np.resize(np.array([600, 601, 599, 900, 901, 1000, 0]), 64)
+    arrays["lookups"][:] = lookups
+    arrays["hits"][:] = lookups * share // 1000
+    arrays["freq"][:] = np.resize(np.array([2**20 - 1, 3, 4, 9, 8]), 64)
+    arrays["freq"][56:] = [2**20, 2**31 - 1, -1, -(2**31), 3, 4, 5, 9]
+    arrays["ref"][:] = 1
+
+
 _LEVELS = (
     Case("adaptive_cache_management", "one_block", "the smallest pool", _levels(1)),
     Case("adaptive_cache_management", "no_block", "an empty pool", _levels(0)),
@@ -119,6 +130,7 @@ _LEVELS = (
     ),
     Case("adaptive_cache_management", "mixed", "used, cached and free blocks; free ones go to 0", _levels(1009)),
     Case("adaptive_cache_management", "large_counts", "products beyond 32 bits", _levels(4, _large_counts)),
+    Case("adaptive_cache_management", "at_the_border", "counts at 2^20", _levels(64, _at_the_border)),
     Case(
         "adaptive_cache_management",
         "odd_threshold",

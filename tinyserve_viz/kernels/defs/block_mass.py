@@ -140,7 +140,6 @@ KERNEL = KernelDef(
             ),
         ),
         scratch_axes=lambda a: {"max_tokens": a["max_blocks_per_seq"] * a["block_size"]},
-        overlap=True,
     ),
     requires=(GROUPED, SCORING_HEADS),
 )

@@ -67,7 +67,7 @@ def reference(
     return Status.OK
 
 
-PIECE_BYTES = 16384  # of K or V that one thread block copies, runs.cuh: PIECE_BYTES
+PIECE_BYTES, COPY_THREADS = 16384, 256  # of K or V that one thread block copies, and its threads: runs.cuh
 
 
 def copy_parts(axes: Axes) -> int:
@@ -92,7 +92,7 @@ KERNEL = KernelDef(
     launch=Launch(
         layout="the whole batch is checked; then one thread block per piece of an operation's K, V and box, and layer",
         grid=lambda a: (max(1, a["num_ops"] * copy_parts(a)), max(1, a["num_layers"]), 1),
-        threads=256,
+        threads=COPY_THREADS,
         before=(Stage("mark", lambda a: (max(1, ceil_div(a["num_ops"], 1024)), 1, 1), 1024),),
         scratch_axes=lambda a: {"workspace_words": a["num_blocks"] + 4},
         overlap=True,

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyserve_viz.kernels.definition import Arg, Axes, KernelDef, Launch, Stage, Status, ceil_div
-from tinyserve_viz.kernels.defs.fused_block_copy import STRIDE_HOLDS_POOL, copy_parts
+from tinyserve_viz.kernels.defs.fused_block_copy import COPY_THREADS, STRIDE_HOLDS_POOL, copy_parts
 from tinyserve_viz.kernels.layout import (
     F16,
     LAYERED_BOX,
@@ -120,7 +120,7 @@ KERNEL = KernelDef(
     launch=Launch(
         layout="the plan is checked; then threads over entries and moves, a thread block per piece of a moved block",
         grid=lambda a: (_remappers(a) + a["max_moves"] * copy_parts(a), max(1, a["num_layers"]), 1),
-        threads=256,
+        threads=COPY_THREADS,
         before=(
             Stage(
                 "mark",

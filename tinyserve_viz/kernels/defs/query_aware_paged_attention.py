@@ -227,7 +227,6 @@ KERNEL = KernelDef(
         ),
         scratch_axes=lambda a: {"max_segments": a["num_seqs"] * splits(a)},
         when=lambda facts: not at_once(facts),
-        overlap=True,
     ),
     requires=(GROUPED, SELECTING_HEADS, FUSED_PER_HEAD, WHOLE_WORK_LIST),
 )
