@@ -60,6 +60,8 @@ extern "C" __global__ void block_allocation_count(ALLOCATION_PARAMETERS) {
 // For many requests, as many as there are ids or fewer: the i-th takes the i-th id and its entry, whatever the others do.
 // An entry or a block that was not free, or is none, is for the next launches; who got only one of them lets go.
 extern "C" __global__ void block_allocation_take(ALLOCATION_PARAMETERS) {
+    start_next_launch();
+    follow_launch();
     if (mode == CAS) return;
     const int64_t i = request_of_thread();
     if (i >= num_requests) return;
@@ -81,6 +83,8 @@ extern "C" __global__ void block_allocation_take(ALLOCATION_PARAMETERS) {
 }
 
 extern "C" __global__ void block_allocation_undo(ALLOCATION_PARAMETERS) {
+    start_next_launch();
+    follow_launch();
     if (mode == CAS || workspace[3 * tiles_of(workspace_words) + ODD] == 0) return;
     const int64_t i = request_of_thread();
     const int block = i < num_requests ? allocated[i] : -1;

@@ -33,6 +33,8 @@ constexpr int NOTHING = -1, NO_BLOCK = -2;  // what a request releases if it is 
 
 // Many requests: each takes what its entry holds and one of the block's references. `released` keeps what it found.
 extern "C" __global__ void block_deallocation_take(DEALLOCATION_PARAMETERS) {
+    start_next_launch();
+    follow_launch();
     const int64_t i = request_of_thread();
     if (i >= num_requests) return;
     const int64_t entry = entry_of(reqs, i, num_seqs, max_blocks_per_seq);
