@@ -272,7 +272,6 @@ extern "C" __global__ void block_allocation_few(ALLOCATION_PARAMETERS) {
 }
 
 extern "C" __global__ void CLUSTER block_allocation_spread(ALLOCATION_PARAMETERS) {
-    start_next_launch();
     follow_launch();
     if (mode == CAS) {
         if (blockIdx.x > 0) return;
