@@ -1,15 +1,18 @@
 // Serve the valid requests in order: each takes the least block by (wrong region, cached, level, last use, id).
-// The candidates of each region are put in victim order as far as so many requests can reach: over the pool, four blocks a
-// thread, the ranges of level and last use; a histogram of the first 11 bits that this leaves of a key, which are kept; the
-// blocks of the buckets in reach, in bucket order; thread blocks over these buckets sort them. Then ranks by scan over the
-// requests: two queues suffice, until one runs dry everybody takes the head of the own region's, from then on the head of
-// the other. Up to 1024 requests are one thread block, more a thread block per 1024 and launches before it. At last a warp
-// per block that was given out forgets its former life.
+// The candidates of each region are put in victim order as far as so many requests can reach. A histogram of the first
+// bits of a key, counted from the lowest of level and last use in a sample of the pool (what lies outside it goes to the
+// ends), which are kept; the blocks of the buckets in reach, in bucket order; each one's place in its bucket by counting
+// the lesser ones. Then ranks by scan over the requests: two queues suffice, until one runs dry everybody takes the head
+// of the own region's, from then on the head of the other. Up to 1024 requests are one cluster, more a thread block per
+// 1024 and launches before it. At last a warp per block that was given out forgets its former life.
 // TinyServe S:557-567 (a sketch) and its published code, where two requests could take one block.
+#include "cluster.cuh"
 #include "requests.cuh"
 
-constexpr int DIGIT_BITS = 11, NUM_DIGITS = 1 << DIGIT_BITS, SORTED_IN_SHARED = 2048;
-constexpr unsigned NO_BIN = 0xffff;  // of a block that is held
+constexpr int NUM_BINS = 8192, FEW_BITS = 13, MANY_BITS = 12, MOST_FEW = 1024;
+constexpr int PER_THREAD = NUM_BINS / 1024;  // bins of a thread that scans them
+constexpr int MOST_RANKED = 1 << 16;         // blocks of a bucket that is ordered by counting
+constexpr unsigned NO_BIN = 0xffff;          // of a block that is held
 
 // Place of a block in victim order: the less, the earlier. Signed numbers are turned so that they compare unsigned.
 struct VictimKey {
@@ -33,57 +36,85 @@ __device__ __forceinline__ VictimKey victim_key(int64_t block, const uint8_t* ca
             used << 31 | (unsigned long long)block};
 }
 
-// At the head of the workspace, zero before and after a call; then a queue of num_blocks ids; the bin of each block in 16
-// bits; then, for several thread blocks of requests, a row of their valid ones, a row of the cold ones among them, and what
-// they say of their marks (zero before and after). `below` is for minima: what is kept is the maximum of the complement, so
-// that zero is neutral.
+// At the head of the workspace, zero before and after a call but for `start`; then a queue of num_blocks ids by bucket and
+// one in order; the bin of each block in 16 bits; then, for several thread blocks of requests, a row of their valid ones, a
+// row of the cold ones among them, and what they say of their marks (zero before and after). `below_dry` is for a minimum:
+// what is kept is the maximum of the complement, so that zero is neutral.
 struct Survey {
-    unsigned long long highest_use, below_use, below_dry;
-    unsigned highest_level, below_level;
-    int candidates[2];  // by region: hot, cold
-    int arrivals, padding;
-    int histogram[2][NUM_DIGITS], filled[2][NUM_DIGITS], start[2][NUM_DIGITS];
+    unsigned long long below_dry;
+    int candidates[2], in_reach[2];  // by region: hot, cold; blocks of the buckets in reach
+    int large, arrivals;             // some bucket in reach is beyond MOST_RANKED
+    int histogram[2][NUM_BINS], filled[2][NUM_BINS], start[2][NUM_BINS];
+
+    static constexpr int ZEROS = 8 + 4 * NUM_BINS;
 
     __device__ __forceinline__ int* queue(int side) {
         return reinterpret_cast<int*>(this + 1) + (side ? candidates[0] : 0);
     }
-    __device__ __forceinline__ int* bins(int64_t num_blocks) {  // 8-byte aligned
-        return reinterpret_cast<int*>(this + 1) + (num_blocks + 1) / 2 * 2;
+    __device__ __forceinline__ int* in_order(int side, int64_t num_blocks) { return queue(side) + (num_blocks + 1) / 2 * 2; }
+    __device__ __forceinline__ unsigned short* bins(int64_t num_blocks) {  // 8-byte aligned
+        return reinterpret_cast<unsigned short*>(reinterpret_cast<int*>(this + 1) + (num_blocks + 1) / 2 * 4);
     }
-    __device__ __forceinline__ int* tiles(int64_t num_blocks) { return bins(num_blocks) + (num_blocks + 3) / 4 * 2; }
+    __device__ __forceinline__ int* tiles(int64_t num_blocks) {
+        return reinterpret_cast<int*>(bins(num_blocks)) + (num_blocks + 3) / 4 * 2;
+    }
 };
-static_assert(sizeof(Survey) == 4 * 12300, "advanced_block_allocation.py: SURVEY_WORDS");
+static_assert(sizeof(Survey) == 4 * 49160, "advanced_block_allocation.py: SURVEY_WORDS");
 
-// The first bits of a block's key once level and last use count from their lowest. Blocks of the lowest last use (those
-// never used, above all) have no bits for it, so that their ids spread over the buckets.
+// From where to where the levels and last uses of some blocks go.
+struct Range {
+    unsigned lowest_level, highest_level;
+    unsigned long long lowest_use, highest_use;
+
+    __device__ __forceinline__ void widen(const Range& other) {
+        lowest_level = min(lowest_level, other.lowest_level);
+        highest_level = max(highest_level, other.highest_level);
+        lowest_use = min(lowest_use, other.lowest_use);
+        highest_use = max(highest_use, other.highest_use);
+    }
+    __device__ __forceinline__ void widen_over_warp() {
+        for (int width = WARP_SIZE / 2; width > 0; width /= 2) {
+            widen({__shfl_xor_sync(FULL_WARP, lowest_level, width), __shfl_xor_sync(FULL_WARP, highest_level, width),
+                   __shfl_xor_sync(FULL_WARP, lowest_use, width), __shfl_xor_sync(FULL_WARP, highest_use, width)});
+        }
+    }
+};
+
+// The first bits of a block's key once level and last use count from their lowest; what lies below it or above the highest
+// stands at that end. Blocks of the lowest last use (those never used, above all) have no bits for it, so that their ids
+// spread over the buckets.
 struct Digits {
-    unsigned lowest_level;
-    unsigned long long lowest_use;
-    int level_bits, use_bits, id_bits;
+    Range range;
+    int level_bits, use_bits, id_bits, digit_bits;
 
-    __device__ __forceinline__ Digits(const Survey& survey, int64_t num_blocks) {
-        const auto bits = [](unsigned long long range) { return range ? 64 - __clzll((long long)range) : 0; };
-        lowest_level = ~survey.below_level;
-        lowest_use = ~survey.below_use;
-        level_bits = bits(survey.highest_level - lowest_level);
-        use_bits = bits(survey.highest_use - lowest_use);
+    __device__ __forceinline__ Digits(const Range& found, int64_t num_blocks, int bits_of_digit)
+        : range(found), digit_bits(bits_of_digit) {
+        const auto bits = [](unsigned long long span) { return span ? 64 - __clzll((long long)span) : 0; };
+        range.lowest_level = min(range.lowest_level, range.highest_level);  // where nothing was found
+        range.lowest_use = min(range.lowest_use, range.highest_use);
+        level_bits = bits(range.highest_level - range.lowest_level);
+        use_bits = bits(range.highest_use - range.lowest_use);
         id_bits = bits((unsigned long long)(num_blocks - 1));
     }
 
     __device__ __forceinline__ int of(int64_t block, bool cached, int level, int64_t last_use) const {
-        int room = DIGIT_BITS, digit = 0;
+        int room = digit_bits, digit = 0;
         const auto append = [&](unsigned long long field, int width) {
             const int taken = min(width, room);
             if (taken > 0) digit = digit << taken | (int)(field >> (width - taken));
             room -= max(taken, 0);
         };
-        const bool used = turned(last_use) != lowest_use;
+        const auto end = [&](bool high) { return digit << room | (high ? (1 << room) - 1 : 0); };
+        const unsigned seldom = turned(level), level_inside = min(max(seldom, range.lowest_level), range.highest_level);
+        const unsigned long long used = turned(last_use), use_inside = min(max(used, range.lowest_use), range.highest_use);
         append(cached, 1);
-        append(turned(level) - lowest_level, level_bits);
-        append(used, 1);
-        if (used) append(turned(last_use) - lowest_use, use_bits);
+        append(level_inside - range.lowest_level, level_bits);
+        if (seldom != level_inside) return end(seldom > level_inside);
+        append(use_inside != range.lowest_use, 1);
+        if (use_inside != range.lowest_use) append(use_inside - range.lowest_use, use_bits);
+        if (used != use_inside) return end(used > use_inside);
         append(block, id_bits);
-        return digit << room;
+        return end(false);
     }
 };
 
@@ -153,172 +184,244 @@ struct Quad {
     }
 };
 
-// How many candidates, and from where to where their levels and last uses go.
-extern "C" __global__ void advanced_block_allocation_survey(ADVANCED_PARAMETERS) {
-    follow_launch();
-    __shared__ unsigned long long highest_use, below_use;
-    __shared__ unsigned highest_level, below_level;
-    __shared__ int candidates[2];
-    if (threadIdx.x == 0) {
-        highest_use = below_use = 0;
-        highest_level = below_level = 0;
-        candidates[0] = candidates[1] = 0;
-    }
-    __syncthreads();
-    unsigned long long most_use = 0, least_use = 0;
-    unsigned most_level = 0, least_level = 0;
-    int own[2] = {0, 0};
-    const int64_t step = 4 * (int64_t)gridDim.x * blockDim.x;
-    for (int64_t first = 4 * request_of_thread(); first < num_blocks; first += step) {
-        const Quad quad(first, num_blocks, ref, cached, level, last_use);
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-            if (quad.ref[k] != 0) continue;
-            const unsigned long long used = turned(quad.last_use[k]);
-            const unsigned seldom = turned(quad.level[k]);
-            most_use = max(most_use, used);
-            least_use = max(least_use, ~used);
-            most_level = max(most_level, seldom);
-            least_level = max(least_level, ~seldom);
-            ++own[first + k < cache_size ? 0 : 1];
-        }
-    }
-    for (int width = WARP_SIZE / 2; width > 0; width /= 2) {
-        most_use = max(most_use, __shfl_xor_sync(FULL_WARP, most_use, width));
-        least_use = max(least_use, __shfl_xor_sync(FULL_WARP, least_use, width));
-        most_level = max(most_level, __shfl_xor_sync(FULL_WARP, most_level, width));
-        least_level = max(least_level, __shfl_xor_sync(FULL_WARP, least_level, width));
-        own[0] += __shfl_xor_sync(FULL_WARP, own[0], width);
-        own[1] += __shfl_xor_sync(FULL_WARP, own[1], width);
-    }
-    if (threadIdx.x % WARP_SIZE == 0) {
-        atomicMax(&highest_use, most_use);
-        atomicMax(&below_use, least_use);
-        atomicMax(&highest_level, most_level);
-        atomicMax(&below_level, least_level);
-        atomicAdd(&candidates[0], own[0]);
-        atomicAdd(&candidates[1], own[1]);
-    }
-    __syncthreads();
-    if (threadIdx.x != 0 || candidates[0] + candidates[1] == 0) return;
-    Survey& survey = survey_of(workspace);
-    atomicMax(&survey.highest_use, highest_use);
-    atomicMax(&survey.below_use, below_use);
-    atomicMax(&survey.highest_level, highest_level);
-    atomicMax(&survey.below_level, below_level);
-    for (int side = 0; side < 2; ++side) {
-        if (candidates[side]) atomicAdd(&survey.candidates[side], candidates[side]);
-    }
-}
+// Thread blocks share the pool by region. In quads from `first` on, every `step`-th; one may lie in both regions.
+struct Part {
+    int side, rank;
+    int64_t first, end, step, border;
 
-extern "C" __global__ void advanced_block_allocation_histogram(ADVANCED_PARAMETERS) {
-    follow_launch();
-    __shared__ int bins[2 * NUM_DIGITS];
+    __device__ __forceinline__ Part(int64_t num_blocks, int64_t cache_size) {
+        const int64_t blocks = gridDim.x, quads = (num_blocks + 3) / 4;
+        border = min(max(cache_size, (int64_t)0), num_blocks);
+        const int64_t nearest = (blocks * border + num_blocks / 2) / max(num_blocks, (int64_t)1);
+        const int64_t hot = border == 0 ? 0 : border == num_blocks ? blocks : min(max(nearest, (int64_t)1), blocks - 1);
+        side = blockIdx.x >= hot;
+        rank = side ? (int)(blockIdx.x - hot) : blockIdx.x;
+        first = (side ? border / 4 : 0) + (int64_t)rank * blockDim.x + threadIdx.x;
+        end = side ? quads : (border + 3) / 4;
+        step = (side ? blocks - hot : hot) * blockDim.x;
+    }
+    __device__ __forceinline__ bool has(int64_t block) const { return (block >= border) == side; }
+};
+
+__device__ __forceinline__ int bits_for(int64_t num_requests) { return num_requests <= MOST_FEW ? FEW_BITS : MANY_BITS; }
+
+// Candidates by bucket, as far as the requests can reach in those of this thread block, and how many in all.
+extern "C" __global__ void __launch_bounds__(1024) advanced_block_allocation_histogram(ADVANCED_PARAMETERS) {
+    __shared__ int bins[NUM_BINS];
+    __shared__ Range of_warp[WARP_SIZE];
     Survey& survey = survey_of(workspace);
-    for (int i = threadIdx.x; i < 2 * NUM_DIGITS; i += blockDim.x) bins[i] = 0;
-    const Digits digits(survey, num_blocks);
+    const Part part(num_blocks, cache_size);
+    for (int i = threadIdx.x; i < NUM_BINS; i += blockDim.x) bins[i] = 0;
+    // Every thread block looks at the same sample, a quad a thread.
+    Range found = {~0u, 0, ~0ull, 0};
+    const Quad sample((int64_t)threadIdx.x * ((num_blocks + 3) / 4) / blockDim.x * 4, num_blocks, ref, cached, level, last_use);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+        if (sample.ref[k] != 0) continue;
+        const unsigned seldom = turned(sample.level[k]);
+        const unsigned long long used = turned(sample.last_use[k]);
+        found.widen({seldom, seldom, used, used});
+    }
+    found.widen_over_warp();
+    if (threadIdx.x % WARP_SIZE == 0) of_warp[threadIdx.x / WARP_SIZE] = found;
     __syncthreads();
-    const int64_t step = 4 * (int64_t)gridDim.x * blockDim.x;
-    uint2* const kept = reinterpret_cast<uint2*>(survey.bins(num_blocks));
-    for (int64_t first = 4 * request_of_thread(); first < num_blocks; first += step) {
-        const Quad quad(first, num_blocks, ref, cached, level, last_use);
+    found = of_warp[threadIdx.x % WARP_SIZE];
+    found.widen_over_warp();
+    const Digits digits(found, num_blocks, bits_for(num_requests));
+    unsigned short* const kept = survey.bins(num_blocks);
+    for (int64_t quad = part.first; quad < part.end; quad += part.step) {
+        const Quad four(4 * quad, num_blocks, ref, cached, level, last_use);
         unsigned bin[4];
+        bool all = true;
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
+            const int64_t block = 4 * quad + k;
             bin[k] = NO_BIN;
-            if (quad.ref[k] != 0) continue;
-            bin[k] = digits.of(first + k, quad.cached[k] != 0, quad.level[k], quad.last_use[k]);
-            bin[k] += first + k < cache_size ? 0 : NUM_DIGITS;
+            all = all && part.has(block);
+            if (four.ref[k] != 0 || !part.has(block)) continue;
+            bin[k] = digits.of(block, four.cached[k] != 0, four.level[k], four.last_use[k]);
             atomicAdd(&bins[bin[k]], 1);
         }
-        kept[first / 4] = {bin[0] | bin[1] << 16, bin[2] | bin[3] << 16};
-    }
-    __syncthreads();
-    for (int i = threadIdx.x; i < 2 * NUM_DIGITS; i += blockDim.x) {
-        if (bins[i]) atomicAdd(&survey.histogram[i / NUM_DIGITS][i % NUM_DIGITS], bins[i]);
-    }
-}
-
-// As many requests cannot reach behind the num_requests-th block, and one more is the last one's runner-up.
-__device__ __forceinline__ bool in_reach(int start, int64_t num_requests) { return start <= num_requests; }
-
-extern "C" __global__ void advanced_block_allocation_gather(ADVANCED_PARAMETERS) {
-    follow_launch();
-    __shared__ int start[2 * NUM_DIGITS];
-    Survey& survey = survey_of(workspace);
-    for (int side = 0; side < 2; ++side) {
-        int64_t before = 0;
-        for (int first = 0; first < NUM_DIGITS; first += blockDim.x) {
-            int64_t in_tile;
-            const int digit = first + threadIdx.x;
-            const int64_t at = before + block_exclusive_scan(survey.histogram[side][digit], &in_tile);
-            start[side * NUM_DIGITS + digit] = (int)at;
-            if (blockIdx.x == 0) survey.start[side][digit] = (int)at;
-            before += in_tile;
+        if (all) {
+            *reinterpret_cast<uint2*>(kept + 4 * quad) = {bin[0] | bin[1] << 16, bin[2] | bin[3] << 16};
+            continue;
         }
-    }
-    __syncthreads();
-    const int64_t step = 4 * (int64_t)gridDim.x * blockDim.x;
-    const uint2* const kept = reinterpret_cast<const uint2*>(survey.bins(num_blocks));
-    for (int64_t first = 4 * request_of_thread(); first < num_blocks; first += step) {
-        const uint2 four = kept[first / 4];
-        const unsigned bin[] = {four.x & 0xffff, four.x >> 16, four.y & 0xffff, four.y >> 16};
-#pragma unroll
         for (int k = 0; k < 4; ++k) {
-            if (bin[k] == NO_BIN) continue;
-            const int from = start[bin[k]];
-            if (!in_reach(from, num_requests)) continue;
-            // In any order: the sort of the bucket has one result.
-            const int side = bin[k] / NUM_DIGITS, digit = bin[k] % NUM_DIGITS;
-            survey.queue(side)[from + atomicAdd(&survey.filled[side][digit], 1)] = (int)(first + k);
+            if (part.has(4 * quad + k)) kept[4 * quad + k] = (unsigned short)bin[k];
         }
     }
+    __syncthreads();
+    int count[PER_THREAD], own = 0;
+#pragma unroll
+    for (int k = 0; k < PER_THREAD; ++k) own += count[k] = bins[threadIdx.x * PER_THREAD + k];
+    int64_t all;
+    int64_t before = block_exclusive_scan(own, &all);
+#pragma unroll
+    for (int k = 0; k < PER_THREAD; ++k) {
+        if (count[k] && before <= num_requests) atomicAdd(&survey.histogram[part.side][threadIdx.x * PER_THREAD + k], count[k]);
+        before += count[k];
+    }
+    if (threadIdx.x == 0 && all) atomicAdd(&survey.candidates[part.side], (int)all);
 }
 
-// Thread blocks over the buckets of a region: a bitonic sort, in shared memory where the bucket fits.
-extern "C" __global__ void advanced_block_allocation_sort(ADVANCED_PARAMETERS) {
-    follow_launch();
-    __shared__ VictimKey keys[SORTED_IN_SHARED];
+// How many blocks of a region the requests may take at most: as many as are of its kind, or as the other region lacks. One
+// more is the last one's runner-up.
+__device__ __forceinline__ int64_t reach_in(int side, Survey& survey, const int* request_freq, int64_t num_requests,
+                                            int64_t num_blocks, int hot_frequency) {
+    int asking = (int)num_requests, cold, unused;
+    if (num_requests <= MOST_FEW) {
+        cold = __syncthreads_count(threadIdx.x < num_requests && request_freq[threadIdx.x] <= hot_frequency);
+    } else {
+        const int64_t tiles = (num_requests + MOST_FEW - 1) / MOST_FEW;
+        sums_before(survey.tiles(num_blocks), 0, tiles, &unused, &asking);
+        sums_before(survey.tiles(num_blocks) + tiles, 0, tiles, &unused, &cold);
+    }
+    return max(side ? cold : asking - cold, asking - survey.candidates[1 - side]);
+}
+
+extern "C" __global__ void __launch_bounds__(1024) advanced_block_allocation_gather(ADVANCED_PARAMETERS) {
+    constexpr unsigned short BEYOND = 0xffff;
+    __shared__ int words[NUM_BINS];
     Survey& survey = survey_of(workspace);
-    const int side = blockIdx.y;
-    for (int digit = blockIdx.x; digit < NUM_DIGITS; digit += gridDim.x) {
-        const int size = survey.histogram[side][digit], start = survey.start[side][digit];
-        if (!in_reach(start, num_requests)) return;  // nor is any later one
-        if (size < 2) continue;
-        int* const bucket = survey.queue(side) + start;
-        int width = 2;
-        while (width < size) width *= 2;
-        const bool shared = width <= SORTED_IN_SHARED;
-        const VictimKey behind_all = {~0ull, ~0ull};
-        const auto key_of = [&](int block) { return victim_key(block, cached, level, last_use); };
-        for (int i = threadIdx.x; shared && i < width; i += blockDim.x) keys[i] = i < size ? key_of(bucket[i]) : behind_all;
-        __syncthreads();
-        for (int run = 2; run <= width; run *= 2) {
-            // The first step of a merge mirrors, the others shift: every comparison puts the less in front, so that places
-            // behind the end, which hold nothing, never come before one that does.
-            for (int gap = run / 2; gap > 0; gap /= 2) {
-                for (int pair = threadIdx.x; pair < width / 2; pair += blockDim.x) {
-                    const int low = pair / gap * 2 * gap + pair % gap;
-                    const int high = gap == run / 2 ? low ^ (run - 1) : low + gap;
-                    if (shared) {
-                        const VictimKey a = keys[low], b = keys[high];
-                        if (b < a) {
-                            keys[low] = b;
-                            keys[high] = a;
-                        }
-                    } else if (high < size) {
-                        const int a = bucket[low], b = bucket[high];
-                        if (key_of(b) < key_of(a)) {
-                            bucket[low] = b;
-                            bucket[high] = a;
-                        }
-                    }
-                }
-                __syncthreads();
+    const Part part(num_blocks, cache_size);
+    const bool few = num_requests <= MOST_FEW;
+    unsigned short* const start_of_few = reinterpret_cast<unsigned short*>(words);
+    int *const start = words, *const own = words + (1 << MANY_BITS);
+    const int64_t reach = reach_in(part.side, survey, request_freq, num_requests, num_blocks, hot_frequency);
+    int count[PER_THREAD], sum = 0;
+    const int4* const found = reinterpret_cast<const int4*>(survey.histogram[part.side]) + threadIdx.x * (PER_THREAD / 4);
+#pragma unroll
+    for (int k = 0; k < PER_THREAD; k += 4) {
+        const int4 four = found[k / 4];
+        count[k] = four.x, count[k + 1] = four.y, count[k + 2] = four.z, count[k + 3] = four.w;
+        sum += four.x + four.y + four.z + four.w;
+    }
+    int64_t all, at = block_exclusive_scan(sum, &all);
+    int64_t end = 0;
+    bool large = false;
+#pragma unroll
+    for (int k = 0; k < PER_THREAD; ++k) {
+        const int bin = threadIdx.x * PER_THREAD + k;
+        const bool inside = at <= reach;
+        if (few) start_of_few[bin] = inside ? (unsigned short)at : BEYOND;
+        else if (bin < 1 << MANY_BITS) start[bin] = inside ? (int)at : -1, own[bin] = 0;
+        if (part.rank == 0) survey.start[part.side][bin] = (int)at;
+        if (inside && count[k]) end = at + count[k];
+        large = large || (inside && count[k] > MOST_RANKED);
+        at += count[k];
+    }
+    if (part.rank == 0) {
+        end = block_max(end);
+        if (large) survey.large = 1;
+        if (threadIdx.x == 0) survey.in_reach[part.side] = (int)end;
+    }
+    __syncthreads();
+    int* const queue = survey.queue(part.side);
+    int* const filled = survey.filled[part.side];
+    const unsigned short* const kept = survey.bins(num_blocks);
+    const auto for_each = [&](auto&& take) {
+        for (int64_t quad = part.first; quad < part.end; quad += part.step) {
+            const uint2 four = *reinterpret_cast<const uint2*>(kept + 4 * quad);
+            const unsigned bin[] = {four.x & 0xffff, four.x >> 16, four.y & 0xffff, four.y >> 16};
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                if (bin[k] != NO_BIN && 4 * quad + k < num_blocks && part.has(4 * quad + k)) take((int)bin[k], (int)(4 * quad + k));
             }
         }
-        for (int i = threadIdx.x; shared && i < size; i += blockDim.x) bucket[i] = (int)(keys[i].low & 0x7fffffff);
-        __syncthreads();  // the next bucket's keys
+    };
+    // In any order: the places within a bucket are found from the keys.
+    if (few) {
+        for_each([&](int bin, int block) {
+            const int from = start_of_few[bin];
+            if (from != BEYOND) queue[from + atomicAdd(&filled[bin], 1)] = block;
+        });
+        return;
+    }
+    // A thread block takes its places of a bucket at once.
+    for_each([&](int bin, int) {
+        if (start[bin] >= 0) atomicAdd(&own[bin], 1);
+    });
+    __syncthreads();
+    for (int i = threadIdx.x; i < 1 << MANY_BITS; i += blockDim.x) {
+        if (own[i]) own[i] = start[i] + atomicAdd(&filled[i], own[i]);
+    }
+    __syncthreads();
+    for_each([&](int bin, int block) {
+        if (start[bin] >= 0) queue[atomicAdd(&own[bin], 1)] = block;
+    });
+}
+
+// A bucket by one thread block: a bitonic sort in memory.
+__device__ __forceinline__ void sort_bucket(int* bucket, int size, const uint8_t* cached, const int* level,
+                                            const int64_t* last_use) {
+    int width = 2;
+    while (width < size) width *= 2;
+    const auto key_of = [&](int block) { return victim_key(block, cached, level, last_use); };
+    for (int run = 2; run <= width; run *= 2) {
+        // The first step of a merge mirrors, the others shift: every comparison puts the less in front, so that places
+        // behind the end, which hold nothing, never come before one that does.
+        for (int gap = run / 2; gap > 0; gap /= 2) {
+            for (int pair = threadIdx.x; pair < width / 2; pair += blockDim.x) {
+                const int low = 2 * pair - (pair & (gap - 1));
+                const int high = gap == run / 2 ? low ^ (run - 1) : low + gap;
+                if (high >= size) continue;
+                const int a = bucket[low], b = bucket[high];
+                if (key_of(b) < key_of(a)) {
+                    bucket[low] = b;
+                    bucket[high] = a;
+                }
+            }
+            __syncthreads();
+        }
+    }
+}
+
+// Eight threads find the place of a block: as many as are less in its bucket stand before it.
+extern "C" __global__ void __launch_bounds__(512) advanced_block_allocation_sort(ADVANCED_PARAMETERS) {
+    constexpr int PARTS = 8, CHUNK = 512 / PARTS, AT_ONCE = 1024;
+    __shared__ VictimKey keys[AT_ONCE];
+    __shared__ int low, high;
+    Survey& survey = survey_of(workspace);
+    const int chunks = (survey.in_reach[0] + CHUNK - 1) / CHUNK, more = (survey.in_reach[1] + CHUNK - 1) / CHUNK;
+    const auto key_of = [&](int block) { return victim_key(block, cached, level, last_use); };
+    for (int chunk = blockIdx.x; chunk < chunks + more; chunk += gridDim.x) {
+        const int side = chunk >= chunks, from = (side ? chunk - chunks : chunk) * CHUNK;
+        const int at = from + threadIdx.x / PARTS, part = threadIdx.x % PARTS;
+        const bool inside = at < survey.in_reach[side];
+        int* const queue = survey.queue(side);
+        const int block = inside ? queue[at] : 0, bin = inside ? survey.bins(num_blocks)[block] : 0;
+        const int start = inside ? survey.start[side][bin] : 0, size = inside ? survey.histogram[side][bin] : 0;
+        const bool ranked = inside && size <= MOST_RANKED;
+        const VictimKey own = inside ? key_of(block) : VictimKey{0, 0};
+        if (threadIdx.x == 0) low = 0x7fffffff, high = 0;
+        __syncthreads();
+        if (ranked && part == 0) {
+            atomicMin(&low, start);
+            atomicMax(&high, start + size);
+        }
+        __syncthreads();
+        int less = 0;
+        for (int first = low; first < high; first += AT_ONCE) {
+            for (int i = threadIdx.x; i < min(AT_ONCE, high - first); i += blockDim.x) keys[i] = key_of(queue[first + i]);
+            __syncthreads();
+            const int end = min(start + size, first + AT_ONCE) - first;
+            for (int i = max(start - first, 0) + part; ranked && i < end; i += PARTS) less += keys[i] < own;
+            __syncthreads();
+        }
+        for (int width = PARTS / 2; width > 0; width /= 2) less += __shfl_xor_sync(FULL_WARP, less, width);
+        if (ranked && part == 0) survey.in_order(side, num_blocks)[start + less] = block;
+        __syncthreads();  // low and high are read
+    }
+    if (survey.large == 0) return;
+    for (int side = 0; side < 2; ++side) {
+        for (int bin = blockIdx.x; bin < NUM_BINS; bin += gridDim.x) {
+            const int size = survey.histogram[side][bin], start = survey.start[side][bin];
+            if (size <= MOST_RANKED || start >= survey.in_reach[side]) continue;
+            sort_bucket(survey.queue(side) + start, size, cached, level, last_use);
+            for (int i = threadIdx.x; i < size; i += blockDim.x) {
+                survey.in_order(side, num_blocks)[start + i] = survey.queue(side)[start + i];
+            }
+        }
     }
 }
 
@@ -363,13 +466,118 @@ __device__ __forceinline__ int64_t served_of(int64_t asking, const Survey& surve
 }
 
 extern "C" __global__ void advanced_block_allocation_dry(ADVANCED_PARAMETERS) {
-    follow_launch();
     Survey& survey = survey_of(workspace);
     int asking;
     const Place place =
         place_in_grid(allocated, request_freq, survey.tiles(num_blocks), num_requests, hot_frequency, &asking);
     const unsigned long long mark = dry_mark(place, survey, served_of(asking, survey, all_or_nothing));
     if (mark != ~0ull) atomicMax(&survey.below_dry, ~mark);
+}
+
+// What a request with its place comes to. `dry`: the first that found its own queue dry, see dry_mark.
+__device__ __forceinline__ void serve(const Place& place, int64_t i, int64_t entry, int64_t served, unsigned long long dry,
+                                      Survey& survey, ADVANCED_PARAMETERS) {
+    // Who found the own queue dry had taken all of it; everybody before took from the own one.
+    const bool runs_dry = dry != ~0ull;
+    const int64_t switch_at = runs_dry ? (int64_t)(dry >> 1) : served;
+    const int dry_side = (int)(dry & 1), left = 1 - dry_side;
+    const int64_t left_taken = switch_at - survey.candidates[dry_side];
+
+    int block = -1, from = -1, why = -1, next = -1;
+    if (place.asks && place.order < served) {
+        const bool late = runs_dry && place.order >= switch_at;
+        from = late ? left : place.kind;
+        const int64_t rank = late ? left_taken + place.order - switch_at : place.of_kind;
+        // What the other queue has lost by now, this request not counted.
+        const int64_t other_taken = late ? survey.candidates[dry_side] : place.order - place.of_kind;
+        const int* const own = survey.in_order(from, num_blocks);
+        block = own[rank];
+        if (rank + 1 < survey.candidates[from]) next = own[rank + 1];
+        else if (other_taken < survey.candidates[1 - from]) next = survey.in_order(1 - from, num_blocks)[other_taken];
+        why = 2 * (from != place.kind) + (cached[block] != 0);
+        block_table[entry] = block;
+        ref[block] = 1;
+        gen[block] += 1;
+        uses[block] = 1;
+        cached[block] = 0;
+        level[block] = 0;
+        last_use[block] = clock + 1 + place.order;
+        if (history) history[entry] = 0;
+    } else if (place.asks) {
+        block_table[entry] = -1;  // no mark stays
+    }
+    if (i >= num_requests) return;
+    allocated[i] = block;
+    region[i] = from;
+    reason[i] = why;
+    runner_up[i] = next;
+}
+
+#define ADVANCED_ARGUMENTS                                                                                            \
+    reqs, request_freq, block_table, ref, gen, cached, level, last_use, uses, allocated, region, reason, runner_up,   \
+        num_allocated, freq, hits, lookups, history, box, workspace, num_requests, num_seqs, max_blocks_per_seq,      \
+        num_blocks, num_layers, layer_stride, num_kv_heads, head_dim, workspace_words, cache_size, clock,             \
+        hot_frequency, all_or_nothing, status
+
+// Up to 1024 requests by a cluster, each thread block an eighth of them.
+extern "C" __global__ void CLUSTER __launch_bounds__(1024) advanced_block_allocation_few(ADVANCED_PARAMETERS) {
+    constexpr int OWN = MOST_FEW / CLUSTER_BLOCKS, DOUBLED = 1 << 16;
+    __shared__ int asking_in[CLUSTER_BLOCKS], cold_in[CLUSTER_BLOCKS];
+    __shared__ int first_in[CLUSTER_BLOCKS], first_cold_in[CLUSTER_BLOCKS], dry_in[CLUSTER_BLOCKS], first_dry;
+    Survey& survey = survey_of(workspace);
+    // What nobody reads any more.
+    int4* const counts = reinterpret_cast<int4*>(survey.histogram);
+    for (int i = request_of_thread(); i < NUM_BINS; i += gridDim.x * blockDim.x) counts[i] = {0, 0, 0, 0};
+    if (blockIdx.x >= CLUSTER_BLOCKS) return;
+    say_started();
+    const Marks marks(block_table, num_requests);
+    const int64_t i = cluster_rank() * OWN + threadIdx.x;
+    const bool asked = threadIdx.x < OWN && i < num_requests;
+    const int64_t entry = asked ? entry_of(reqs, i, num_seqs, max_blocks_per_seq) : -1;
+    const bool cold = asked && request_freq[i] <= hot_frequency;
+    if (threadIdx.x == 0) first_dry = 0x7fffffff;
+    bool doubled = false;
+    bool valid = entry >= 0 && marks.put(entry, i, &doubled);
+    int here, cold_here, before, asking, cold_before, all_cold;
+    int rank = block_rank(valid, &here), cold_rank = block_rank(valid && cold, &cold_here);
+    const bool any_doubled = __syncthreads_or(doubled);
+    all_started();
+    tell_cluster(asking_in, here + (any_doubled ? DOUBLED : 0));
+    tell_cluster(cold_in, cold_here);
+    cluster_barrier();
+    sums_told(asking_in, &before, &asking);
+    sums_told(cold_in, &cold_before, &all_cold);
+    if (asking >= DOUBLED) {  // somewhere an entry was named twice: now all marks are there
+        valid = valid && marks.stands(entry, i);
+        rank = block_rank(valid, &here);
+        cold_rank = block_rank(valid && cold, &cold_here);
+        tell_cluster(first_in, here);
+        tell_cluster(first_cold_in, cold_here);
+        cluster_barrier();
+        sums_told(first_in, &before, &asking);
+        sums_told(first_cold_in, &cold_before, &all_cold);
+    }
+    Place place = {valid, valid && cold, before + rank, 0};
+    place.of_kind = place.kind ? cold_before + cold_rank : place.order - cold_before - cold_rank;
+    const int64_t served = served_of(asking, survey, all_or_nothing);
+    int flags = asking > (int64_t)survey.candidates[0] + survey.candidates[1] ? STATUS_OOM : 0;
+    if (asked && !valid) flags |= entry < 0 ? STATUS_RANGE : STATUS_ALREADY_MAPPED;
+    unsigned long long dry = ~0ull;
+    if (asking - all_cold > survey.candidates[0] || all_cold > survey.candidates[1]) {
+        const unsigned long long mark = dry_mark(place, survey, served);
+        if (mark != ~0ull) atomicMin(&first_dry, (int)mark);
+        __syncthreads();
+        tell_cluster(dry_in, first_dry);
+        cluster_barrier();
+        int earliest = 0x7fffffff;
+        for (int k = 0; k < CLUSTER_BLOCKS; ++k) earliest = min(earliest, dry_in[k]);
+        if (earliest != 0x7fffffff) dry = earliest;
+    }
+    serve(place, asked ? i : num_requests, entry, served, dry, survey, ADVANCED_ARGUMENTS);
+    if (i == 0) num_allocated[0] = (int)served;
+    if (flags) atomicOr(status, flags);
+    cluster_barrier();  // all have read the head of the survey, and nobody leaves while another may still tell it something
+    if (i < 8) workspace[i] = 0;
 }
 
 extern "C" __global__ void advanced_block_allocation(
@@ -407,88 +615,31 @@ extern "C" __global__ void advanced_block_allocation(
     int hot_frequency,
     int all_or_nothing,
     int* status) {
-    follow_launch();
-    __shared__ FirstOfKey entries;
-    __shared__ unsigned long long first_dry;
     Survey& survey = survey_of(workspace);
     const int64_t i = request_of_thread();
-    const bool asked = i < num_requests;
-    const int64_t entry = asked ? entry_of(reqs, i, num_seqs, max_blocks_per_seq) : -1;
-    const int frequency = asked ? request_freq[i] : 0;
-    int asking, flags = 0;
-    Place place;
-    if (gridDim.x == 1) {
-        const bool empty = entry >= 0 && block_table[entry] == -1;
-        if (threadIdx.x == 0) first_dry = ~0ull;
-        const int slot = entries.enter(empty ? entry : -1);
-        __syncthreads();
-        const bool valid = empty && entries.first[slot] == i;
-        if (asked && !valid) flags |= entry < 0 ? STATUS_RANGE : STATUS_ALREADY_MAPPED;
-        asking = __syncthreads_count(valid);
-        place = place_of(valid, frequency, hot_frequency, 0, 0);
-    } else {
-        place = place_in_grid(allocated, request_freq, survey.tiles(num_blocks), num_requests, hot_frequency, &asking);
-    }
+    const int64_t entry = i < num_requests ? entry_of(reqs, i, num_seqs, max_blocks_per_seq) : -1;
+    int asking;
+    const Place place = place_in_grid(allocated, request_freq, survey.tiles(num_blocks), num_requests, hot_frequency, &asking);
     const int64_t served = served_of(asking, survey, all_or_nothing);
-    if (asking > (int64_t)survey.candidates[0] + survey.candidates[1]) flags |= STATUS_OOM;
-    unsigned long long dry = ~survey.below_dry;
-    if (gridDim.x == 1) {
-        const unsigned long long mark = dry_mark(place, survey, served);
-        if (mark != ~0ull) atomicMin(&first_dry, mark);
-        __syncthreads();
-        dry = first_dry;
+    serve(place, i, entry, served, ~survey.below_dry, survey, ADVANCED_ARGUMENTS);
+    if (i == 0) {
+        num_allocated[0] = (int)served;
+        if (asking > (int64_t)survey.candidates[0] + survey.candidates[1]) atomicOr(status, STATUS_OOM);
     }
-    // Who found the own queue dry had taken all of it; everybody before took from the own one.
-    const bool runs_dry = dry != ~0ull;
-    const int64_t switch_at = runs_dry ? (int64_t)(dry >> 1) : served;
-    const int dry_side = (int)(dry & 1), left = 1 - dry_side;
-    const int64_t left_taken = switch_at - survey.candidates[dry_side];
-
-    int block = -1, from = -1, why = -1, next = -1;
-    if (place.asks && place.order < served) {
-        const bool late = runs_dry && place.order >= switch_at;
-        from = late ? left : place.kind;
-        const int64_t rank = late ? left_taken + place.order - switch_at : place.of_kind;
-        // What the other queue has lost by now, this request not counted.
-        const int64_t other_taken = late ? survey.candidates[dry_side] : place.order - place.of_kind;
-        block = survey.queue(from)[rank];
-        if (rank + 1 < survey.candidates[from]) next = survey.queue(from)[rank + 1];
-        else if (other_taken < survey.candidates[1 - from]) next = survey.queue(1 - from)[other_taken];
-        why = 2 * (from != place.kind) + (cached[block] != 0);
-        block_table[entry] = block;
-        ref[block] = 1;
-        gen[block] += 1;
-        uses[block] = 1;
-        cached[block] = 0;
-        level[block] = 0;
-        last_use[block] = clock + 1 + place.order;
-        if (history) history[entry] = 0;
-    } else if (place.asks && gridDim.x > 1) {
-        block_table[entry] = -1;  // no mark stays
-    }
-    if (asked) {
-        allocated[i] = block;
-        region[i] = from;
-        reason[i] = why;
-        runner_up[i] = next;
-    }
-    if (i == 0) num_allocated[0] = (int)served;
-    if (flags) atomicOr(status, flags);
     if (!last_to_arrive(&survey.arrivals)) return;
-    for (int k = threadIdx.x; gridDim.x > 1 && k < gridDim.x; k += blockDim.x) {
-        survey.tiles(num_blocks)[2 * gridDim.x + k] = 0;
-    }
-    for (int k = threadIdx.x; k < (int)(sizeof(Survey) / sizeof(int)); k += blockDim.x) workspace[k] = 0;
+    for (int k = threadIdx.x; k < gridDim.x; k += blockDim.x) survey.tiles(num_blocks)[2 * gridDim.x + k] = 0;
+    int4* const zeros = reinterpret_cast<int4*>(workspace);
+    for (int k = threadIdx.x; k < Survey::ZEROS / 4; k += blockDim.x) zeros[k] = {0, 0, 0, 0};
 }
 
 // One warp per request, eight to a thread block.
 extern "C" __global__ void advanced_block_allocation_forget(ADVANCED_PARAMETERS) {
-    follow_launch();
     const int lane = threadIdx.x % WARP_SIZE;
     const int64_t i = (int64_t)blockIdx.x * (blockDim.x / WARP_SIZE) + threadIdx.x / WARP_SIZE;
     if (i >= num_requests || allocated[i] < 0) return;
     const int64_t block = allocated[i];
     int* const counters[] = {freq, hits, lookups};
+#pragma unroll
     for (int k = 0; k < 3; ++k) {
         if (lane == k && counters[k]) counters[k][block] = 0;
     }

@@ -7,7 +7,9 @@ from numpy.typing import NDArray
 
 from tinyserve_viz.kernels.definition import Arg, Axes, KernelDef, Launch, Scalar, Stage, Status, ceil_div
 from tinyserve_viz.kernels.defs.block_allocation import (
+    CLUSTER,
     TILE,
+    several_tiles,
     start_new_life,
     tile_stages,
     tiles_beyond_one,
@@ -122,13 +124,13 @@ def reference(
     return status
 
 
-NUM_DIGITS = 2048  # buckets of a region
-SURVEY_WORDS = 12300  # int32 words of the head of the workspace, advanced_block_allocation.cu: Survey
+SURVEY_WORDS = 49160  # int32 words of the head of the workspace, advanced_block_allocation.cu: Survey
 
 
 def _pool_grid(axes: Axes) -> tuple[int, int, int]:
-    """A thread block for each of an H100's 132 multiprocessors at most: each brings a histogram of its own."""
-    return max(1, min(ceil_div(axes["num_blocks"], 4 * TILE), 132)), 1, 1
+    """A thread block for each of an H100's 132 multiprocessors at most, one for each region at least: each brings a
+    histogram of its own."""
+    return max(2, min(ceil_div(axes["num_blocks"], 4 * TILE), 132)), 1, 1
 
 
 KERNEL = KernelDef(
@@ -193,15 +195,17 @@ KERNEL = KernelDef(
         ),
     ),
     launch=Launch(
-        layout="per region a radix partition of the pool and a sort of what is in reach; then a thread per request",
+        layout="per region a partition of the pool and the order of what is in reach; then a thread per request",
         grid=lambda a: (max(1, ceil_div(a["num_requests"], TILE)), 1, 1),
         threads=TILE,
         before=(
             *tile_stages("count"),
-            *(Stage(suffix, _pool_grid, TILE) for suffix in ("survey", "histogram", "gather")),
-            Stage("sort", lambda a: (max(1, min(ceil_div(a["num_requests"], 256), NUM_DIGITS)), 2, 1), 512),
+            *(Stage(suffix, _pool_grid, TILE) for suffix in ("histogram", "gather")),
+            Stage("sort", lambda a: (max(1, min(ceil_div(a["num_requests"], 16), 2048)), 1, 1), 512),
+            Stage("few", lambda _a: (CLUSTER, 1, 1), TILE, lambda facts: not several_tiles(facts)),
             *tile_stages("dry"),
         ),
+        when=several_tiles,
         after=(
             Stage(
                 "forget",
@@ -212,7 +216,7 @@ KERNEL = KernelDef(
         ),
         scratch_axes=lambda a: {
             "workspace_words": SURVEY_WORDS
-            + 2 * ceil_div(a["num_blocks"], 2)
+            + 4 * ceil_div(a["num_blocks"], 2)
             + 2 * ceil_div(a["num_blocks"], 4)
             + 3 * tiles_beyond_one(a["num_requests"])
         },
