@@ -16,7 +16,8 @@ METRICS = (
     "used", "cached_free", "free", "live", "tokens", "longest_free_run", "num_runs", "max_live_id",
     "super_held", "super_pinned", "adjacent", "pairs",
 )  # fmt: skip
-STRETCH = 1024  # blocks of the pool of one thread block, a thread each
+STRETCH = 8192  # blocks of the pool of one thread block, or of a cluster where that is all
+CLUSTER_SEQS, CLUSTER_ENTRIES = 1024, 1 << 16  # of a table that each thread block of a cluster reads as a whole
 RUN_BINS = 32  # bin k counts free runs of 2**k to 2**(k+1) - 1 blocks; 2**31 blocks is beyond any int32 id
 
 
@@ -102,14 +103,15 @@ def reference(
 
 
 def _walkers(axes: Axes) -> tuple[int, int, int]:
-    """Thread blocks of 32 warps for the table's entries, 128 to a warp, and no fewer than stretches of the pool."""
+    """Thread blocks of eight warps for the table's entries, 128 to a warp."""
     warps = axes["num_seqs"] * max(1, ceil_div(axes["max_blocks_per_seq"], 128))
-    return max(1, ceil_div(warps, 32), ceil_div(axes["num_blocks"], STRETCH)), 1, 1
+    return max(1, min(ceil_div(warps, 8), 1 << 20)), 1, 1
 
 
 def _beyond_a_cluster(facts: Mapping[str, Any]) -> bool:
-    """Whether the pool has more blocks than a cluster has threads."""
-    return bool(facts["num_blocks"] > CLUSTER * STRETCH)
+    """Whether the pool has more blocks than a cluster has threads, or the table too many entries."""
+    entries = facts["num_seqs"] * facts["max_blocks_per_seq"]
+    return bool(facts["num_blocks"] > STRETCH or facts["num_seqs"] > CLUSTER_SEQS or entries > CLUSTER_ENTRIES)
 
 
 KERNEL = KernelDef(
@@ -134,22 +136,27 @@ KERNEL = KernelDef(
         ),
         Arg("run_histogram", "int64", (str(RUN_BINS),), "out", "free runs by the power of two of their length"),
         Arg("metrics", "int64", (str(len(METRICS)),), "out", ", ".join(METRICS)),
-        Arg("workspace", "int32", ("workspace_words",), "scratch", optional=True, doc="last block that is not free"),
+        Arg("workspace", "int32", ("workspace_words",), "scratch", optional=True, doc="bits of the pool"),
     ),
     scalars=(
         Scalar("block_size", "int32", "tokens in a block"),
         Scalar("super_size", "int32", "blocks in a super-page", 128),
     ),
     launch=Launch(
-        layout="a thread per table entry for fill and scatter; then a thread per block for states and runs",
-        grid=lambda a: (CLUSTER * max(1, ceil_div(a["num_blocks"], CLUSTER * STRETCH)), 1, 1),
-        threads=STRETCH,
+        layout="bits of the pool; a warp per 128 table entries for fill and scatter; a thread per 32 blocks for the rest",
+        grid=lambda a: (max(1, ceil_div(a["num_blocks"], STRETCH)), 1, 1),
+        threads=256,
         before=(
-            Stage("clear", lambda a: (ceil_div(a["num_blocks"], STRETCH), 1, 1), STRETCH, _beyond_a_cluster),
-            Stage("walk", _walkers, STRETCH, _beyond_a_cluster),
+            Stage("few", lambda _a: (CLUSTER, 1, 1), 1024, lambda facts: not _beyond_a_cluster(facts)),
+            Stage("bits", lambda a: (max(1, ceil_div(a["num_blocks"], STRETCH)), 1, 1), 1024, _beyond_a_cluster),
+            Stage("walk", _walkers, 256, _beyond_a_cluster),
         ),
-        scratch_axes=lambda a: {"workspace_words": ceil_div(a["num_blocks"], STRETCH) if _beyond_a_cluster(a) else 0},
-        overlap=True,
+        when=_beyond_a_cluster,
+        scratch_axes=lambda a: {
+            "workspace_words": 2 * ceil_div(a["num_blocks"], 32) + ceil_div(a["num_blocks"], STRETCH)
+            if _beyond_a_cluster(a)
+            else 0
+        },
     ),
     requires=(
         Requirement("block_size must be at least 1", lambda _axes, scalars: scalars["block_size"] >= 1),
