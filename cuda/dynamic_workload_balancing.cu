@@ -15,6 +15,33 @@ __device__ __forceinline__ int64_t quotient(int64_t numerator, int64_t denominat
     return numerator / denominator;
 }
 
+// Quotients by one number, which is known long before the others: a multiplication and at most one step up.
+template <typename T>
+struct Divisor {
+    T by;
+    __device__ __forceinline__ explicit Divisor(int64_t divisor) : by((T)divisor) {}
+    __device__ __forceinline__ T quotient_of(T numerator) const { return numerator / by; }
+};
+
+template <>
+struct Divisor<int> {
+    unsigned by, inverse;  // floor((2**32 - 1) / by)
+    __device__ __forceinline__ explicit Divisor(int64_t divisor) : by((unsigned)divisor), inverse(~0u / by) {}
+    __device__ __forceinline__ int quotient_of(int numerator) const {
+        const unsigned found = __umulhi((unsigned)numerator, inverse);
+        return (int)(found + ((unsigned)numerator - found * by >= by));
+    }
+};
+
+// floor(numerator * 1000 / denominator) of numbers that are not negative, 0 where the denominator is.
+__device__ __forceinline__ int64_t permille(int64_t numerator, int64_t denominator) {
+    if (denominator == 0) return 0;
+    int64_t found = (int64_t)((double)(numerator * 1000) / (double)denominator);
+    while (found * denominator > numerator * 1000) --found;
+    while ((found + 1) * denominator <= numerator * 1000) ++found;
+    return found;
+}
+
 // What some sequences have together.
 struct Line {
     int64_t units, tokens;
@@ -65,9 +92,9 @@ struct Rows {
 // load; `listed`: how many segments there are.
 template <typename T>
 __device__ __forceinline__ int64_t share_evenly(const Rows& rows, T total, T all_tokens, int num_seqs, T num_workers,
-                                                int block_size, int64_t* ranges, int64_t* load, int* segments,
-                                                int64_t* segment_range, int* seq_segments, int64_t* listed) {
-    const auto share = [&](T worker) { return quotient((T)(worker * total), num_workers); };
+                                                const Divisor<T>& by_workers, int block_size, int64_t* ranges, int64_t* load,
+                                                int* segments, int64_t* segment_range, int* seq_segments, int64_t* listed) {
+    const auto share = [&](T worker) { return by_workers.quotient_of((T)(worker * total)); };
     const auto workers_below = [&](T unit) { return quotient((T)(unit * num_workers + total - 1), total); };
     T own_cuts = 0, largest = 0;
     for (int first = 0; first < num_seqs; first += blockDim.x) {
@@ -146,7 +173,7 @@ extern "C" __global__ void dynamic_workload_balancing(
     int* status) {
     constexpr int IN_SHARED = 1024, MOST_WORKERS = 1 << 20;
     __shared__ int64_t shared_rows[4 * IN_SHARED];
-    __shared__ int shared_order[2 * IN_SHARED];
+    __shared__ int shared_order[2 * IN_SHARED], largest_load;
     const bool shared = num_seqs <= IN_SHARED;
     int64_t* const rows = shared ? shared_rows : reinterpret_cast<int64_t*>(workspace);
     int64_t* const start_of = rows;             // units before each sequence
@@ -155,8 +182,10 @@ extern "C" __global__ void dynamic_workload_balancing(
     int64_t* const token_row = rows + 3 * num_seqs;  // even-blocks: tokens before each sequence; else its own
     int* const order = shared ? shared_order : reinterpret_cast<int*>(rows + 4 * num_seqs);  // as they are given out
     int* const worker_of = order + num_seqs;                                                 // worker of the i-th of them
+    const Divisor<int> by_workers(num_workers);
     int flags = 0;
 
+    if (threadIdx.x == 0) largest_load = 0;
     Line line = {0, 0, 0};
     for (int64_t first = 0; first < num_seqs; first += blockDim.x) {
         const int64_t seq = first + threadIdx.x;
@@ -178,20 +207,17 @@ extern "C" __global__ void dynamic_workload_balancing(
         line = {line.units + all.units, line.tokens + all.tokens, max(line.longest, all.longest)};
     }
     const int64_t total = line.units, all_tokens = line.tokens;
-    if (threadIdx.x == blockDim.x - 1) {
-        imbalance_permille[0] = all_tokens ? (int64_t)line.longest * num_seqs * 1000 / all_tokens : 0;
-    }
     __syncthreads();
 
     int64_t listed = 0, largest = 0;
     if (mode == 0) {
         const Rows even = {unit_row, start_of, cuts_of, token_row};
         if (all_tokens < 1ll << 31 && (num_workers + 1) * total < 1ll << 31) {
-            largest = share_evenly<int>(even, (int)total, (int)all_tokens, (int)num_seqs, (int)num_workers, block_size,
-                                        ranges, load, segments, segment_range, seq_segments, &listed);
+            largest = share_evenly<int>(even, (int)total, (int)all_tokens, (int)num_seqs, (int)num_workers, by_workers,
+                                        block_size, ranges, load, segments, segment_range, seq_segments, &listed);
         } else {
-            largest = share_evenly<int64_t>(even, total, all_tokens, (int)num_seqs, num_workers, block_size, ranges, load,
-                                            segments, segment_range, seq_segments, &listed);
+            largest = share_evenly<int64_t>(even, total, all_tokens, (int)num_seqs, num_workers, Divisor<int64_t>(num_workers),
+                                            block_size, ranges, load, segments, segment_range, seq_segments, &listed);
         }
     } else {
         const auto units_of = [&](int64_t seq) { return unit_row[seq]; };
@@ -287,10 +313,18 @@ extern "C" __global__ void dynamic_workload_balancing(
         }
     }
     for (int64_t i = 3 * listed + threadIdx.x; i < 3 * max_segments; i += blockDim.x) segments[i] = -1;
-    largest = block_max(largest);
-    if (threadIdx.x == 0) {
+    if (all_tokens < 1ll << 31) {
+        largest = warp_max((int)largest);
+        if (threadIdx.x % WARP_SIZE == 0) atomicMax(&largest_load, (int)largest);
+        __syncthreads();
+        largest = largest_load;
+    } else {
+        largest = block_max(largest);
+    }
+    if (threadIdx.x == 0) imbalance_permille[1] = permille(largest * num_workers, all_tokens);
+    if (threadIdx.x == blockDim.x - 1) {
         num_segments[0] = (int)listed;
-        imbalance_permille[1] = all_tokens ? largest * num_workers * 1000 / all_tokens : 0;
+        imbalance_permille[0] = permille((int64_t)line.longest * num_seqs, all_tokens);
     }
     if (flags) atomicOr(status, flags);
 }

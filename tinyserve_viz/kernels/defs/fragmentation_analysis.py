@@ -143,7 +143,7 @@ KERNEL = KernelDef(
         Scalar("super_size", "int32", "blocks in a super-page", 128),
     ),
     launch=Launch(
-        layout="bits of the pool; a warp per 128 table entries for fill and scatter; a thread per 32 blocks for the rest",
+        layout="bits of the pool; a warp per 128 table entries for fill and scatter; then a thread per 32 blocks",
         grid=lambda a: (max(1, ceil_div(a["num_blocks"], STRETCH)), 1, 1),
         threads=256,
         before=(
