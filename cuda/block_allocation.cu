@@ -111,7 +111,7 @@ template <int BLOCKS>
 struct Share {
     static constexpr int OWN = FirstOfKey::MOST_KEYS / BLOCKS;
     Candidate candidates[OWN];
-    int asking_in[BLOCKS], first_in[BLOCKS], given_in[BLOCKS];
+    int odd_in[BLOCKS], asking_in[BLOCKS], first_in[BLOCKS], given_in[BLOCKS];
 };
 
 // Up to 1024 requests by BLOCKS thread blocks: what a request needs is fetched before it is known whether it is served.
@@ -128,10 +128,22 @@ __device__ __forceinline__ void allocate_at_once(Share<BLOCKS>& share, ALLOCATIO
     bool doubled = false;
     bool valid = entry >= 0 && marks.put(entry, i, &doubled);
     if (threadIdx.x < OWN) share.candidates[threadIdx.x] = candidate;
-    int here, before, asking;
+    int here, before, asking, all_odd;
+    const bool odd = __syncthreads_or(doubled || (asked && (!valid || candidate.wrong != 0)));
+    all_started<BLOCKS>();
+    tell_cluster<BLOCKS>(share.odd_in, odd);
+    cluster_barrier<BLOCKS>();
+    sums_told<BLOCKS>(share.odd_in, &before, &all_odd);
+    if (all_odd == 0 && num_requests <= num_free) {  // the i-th request gets the i-th id
+        if (i == 0) num_allocated[0] = (int)num_requests;
+        if (!asked) return;
+        allocated[i] = candidate.block;
+        cas_failures[i] = 0;
+        hand_out(candidate.block, candidate.gen, entry, block_table, ref, gen);
+        return;
+    }
     int rank = block_rank(valid, &here);
     const int any_doubled = __syncthreads_or(doubled);
-    all_started<BLOCKS>();
     tell_cluster<BLOCKS>(share.asking_in, here + (any_doubled ? DOUBLED : 0));
     cluster_barrier<BLOCKS>();
     sums_told<BLOCKS>(share.asking_in, &before, &asking);
