@@ -42,11 +42,11 @@ __device__ __forceinline__ VictimKey victim_key(int64_t block, const uint8_t* ca
 // what is kept is the maximum of the complement, so that zero is neutral.
 struct Survey {
     unsigned long long below_dry;
-    int candidates[2], in_reach[2];  // by region: hot, cold; blocks of the buckets in reach
-    int large, arrivals;             // some bucket in reach is beyond MOST_RANKED
+    int candidates[2], in_reach[2], bins_in_reach[2];  // by region: hot, cold; blocks of the buckets in reach
+    int large, arrivals, unused[2];                    // some bucket in reach is beyond MOST_RANKED
     int histogram[2][NUM_BINS], filled[2][NUM_BINS], start[2][NUM_BINS];
 
-    static constexpr int ZEROS = 8 + 4 * NUM_BINS;
+    static constexpr int HEAD = 12, ZEROS = HEAD + 4 * NUM_BINS;
 
     __device__ __forceinline__ int* queue(int side) {
         return reinterpret_cast<int*>(this + 1) + (side ? candidates[0] : 0);
@@ -59,7 +59,7 @@ struct Survey {
         return reinterpret_cast<int*>(bins(num_blocks)) + (num_blocks + 3) / 4 * 2;
     }
 };
-static_assert(sizeof(Survey) == 4 * 49160, "advanced_block_allocation.py: SURVEY_WORDS");
+static_assert(sizeof(Survey) == 4 * 49164, "advanced_block_allocation.py: SURVEY_WORDS");
 
 // From where to where the levels and last uses of some blocks go.
 struct Range {
@@ -192,7 +192,7 @@ struct Part {
     __device__ __forceinline__ Part(int64_t num_blocks, int64_t cache_size) {
         const int64_t blocks = gridDim.x, quads = (num_blocks + 3) / 4;
         border = min(max(cache_size, (int64_t)0), num_blocks);
-        const int64_t nearest = (blocks * border + num_blocks / 2) / max(num_blocks, (int64_t)1);
+        const int64_t nearest = (int64_t)((float)blocks * (float)border / (float)num_blocks + 0.5f);
         const int64_t hot = border == 0 ? 0 : border == num_blocks ? blocks : min(max(nearest, (int64_t)1), blocks - 1);
         side = blockIdx.x >= hot;
         rank = side ? (int)(blockIdx.x - hot) : blockIdx.x;
@@ -206,27 +206,33 @@ struct Part {
 __device__ __forceinline__ int bits_for(int64_t num_requests) { return num_requests <= MOST_FEW ? FEW_BITS : MANY_BITS; }
 
 // Candidates by bucket, as far as the requests can reach in those of this thread block, and how many in all.
-extern "C" __global__ void __launch_bounds__(1024) advanced_block_allocation_histogram(ADVANCED_PARAMETERS) {
-    __shared__ int bins[NUM_BINS];
-    __shared__ Range of_warp[WARP_SIZE];
+extern "C" __global__ void __launch_bounds__(1024, 1) advanced_block_allocation_histogram(ADVANCED_PARAMETERS) {
+    constexpr int SAMPLED = 256;
+    __shared__ __align__(16) int bins[NUM_BINS];
+    __shared__ Range of_warp[SAMPLED / WARP_SIZE];
+    __shared__ int limit;
     Survey& survey = survey_of(workspace);
     const Part part(num_blocks, cache_size);
     for (int i = threadIdx.x; i < NUM_BINS; i += blockDim.x) bins[i] = 0;
-    // Every thread block looks at the same sample, a quad a thread.
+    if (threadIdx.x == 0) limit = NUM_BINS;
+    // Every thread block looks at the same sample.
     Range found = {~0u, 0, ~0ull, 0};
-    const Quad sample((int64_t)threadIdx.x * ((num_blocks + 3) / 4) / blockDim.x * 4, num_blocks, ref, cached, level, last_use);
+    if (threadIdx.x < SAMPLED) {
+        const int64_t quad = threadIdx.x * ((num_blocks + 3) / 4) / SAMPLED;
+        const Quad sample(4 * quad, num_blocks, ref, cached, level, last_use);
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-        if (sample.ref[k] != 0) continue;
-        const unsigned seldom = turned(sample.level[k]);
-        const unsigned long long used = turned(sample.last_use[k]);
-        found.widen({seldom, seldom, used, used});
+        for (int k = 0; k < 4; ++k) {
+            if (sample.ref[k] != 0) continue;
+            const unsigned seldom = turned(sample.level[k]);
+            const unsigned long long used = turned(sample.last_use[k]);
+            found.widen({seldom, seldom, used, used});
+        }
+        found.widen_over_warp();
+        if (threadIdx.x % WARP_SIZE == 0) of_warp[threadIdx.x / WARP_SIZE] = found;
     }
-    found.widen_over_warp();
-    if (threadIdx.x % WARP_SIZE == 0) of_warp[threadIdx.x / WARP_SIZE] = found;
     __syncthreads();
-    found = of_warp[threadIdx.x % WARP_SIZE];
-    found.widen_over_warp();
+    found = of_warp[0];
+    for (int i = 1; i < SAMPLED / WARP_SIZE; ++i) found.widen(of_warp[i]);
     const Digits digits(found, num_blocks, bits_for(num_requests));
     unsigned short* const kept = survey.bins(num_blocks);
     for (int64_t quad = part.first; quad < part.end; quad += part.step) {
@@ -253,13 +259,21 @@ extern "C" __global__ void __launch_bounds__(1024) advanced_block_allocation_his
     __syncthreads();
     int count[PER_THREAD], own = 0;
 #pragma unroll
-    for (int k = 0; k < PER_THREAD; ++k) own += count[k] = bins[threadIdx.x * PER_THREAD + k];
+    for (int k = 0; k < PER_THREAD; k += 4) {
+        const int4 four = reinterpret_cast<const int4*>(bins)[(threadIdx.x * PER_THREAD + k) / 4];
+        count[k] = four.x, count[k + 1] = four.y, count[k + 2] = four.z, count[k + 3] = four.w;
+        own += four.x + four.y + four.z + four.w;
+    }
     int64_t all;
     int64_t before = block_exclusive_scan(own, &all);
 #pragma unroll
-    for (int k = 0; k < PER_THREAD; ++k) {
-        if (count[k] && before <= num_requests) atomicAdd(&survey.histogram[part.side][threadIdx.x * PER_THREAD + k], count[k]);
+    for (int k = 0; k < PER_THREAD; ++k) {  // behind one bin nothing is in reach
+        if (before <= num_requests && before + count[k] > num_requests) limit = threadIdx.x * PER_THREAD + k + 1;
         before += count[k];
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < limit; i += blockDim.x) {
+        if (bins[i]) atomicAdd(&survey.histogram[part.side][i], bins[i]);
     }
     if (threadIdx.x == 0 && all) atomicAdd(&survey.candidates[part.side], (int)all);
 }
@@ -287,7 +301,7 @@ extern "C" __global__ void __launch_bounds__(1024) advanced_block_allocation_gat
     const bool few = num_requests <= MOST_FEW;
     unsigned short* const start_of_few = reinterpret_cast<unsigned short*>(words);
     int *const start = words, *const own = words + (1 << MANY_BITS);
-    const int64_t reach = reach_in(part.side, survey, request_freq, num_requests, num_blocks, hot_frequency);
+    const int reach = (int)reach_in(part.side, survey, request_freq, num_requests, num_blocks, hot_frequency);
     int count[PER_THREAD], sum = 0;
     const int4* const found = reinterpret_cast<const int4*>(survey.histogram[part.side]) + threadIdx.x * (PER_THREAD / 4);
 #pragma unroll
@@ -296,30 +310,32 @@ extern "C" __global__ void __launch_bounds__(1024) advanced_block_allocation_gat
         count[k] = four.x, count[k + 1] = four.y, count[k + 2] = four.z, count[k + 3] = four.w;
         sum += four.x + four.y + four.z + four.w;
     }
-    int64_t all, at = block_exclusive_scan(sum, &all);
-    int64_t end = 0;
+    int64_t all;
+    int at = (int)block_exclusive_scan(sum, &all);
     bool large = false;
 #pragma unroll
     for (int k = 0; k < PER_THREAD; ++k) {
         const int bin = threadIdx.x * PER_THREAD + k;
         const bool inside = at <= reach;
         if (few) start_of_few[bin] = inside ? (unsigned short)at : BEYOND;
-        else if (bin < 1 << MANY_BITS) start[bin] = inside ? (int)at : -1, own[bin] = 0;
-        if (part.rank == 0) survey.start[part.side][bin] = (int)at;
-        if (inside && count[k]) end = at + count[k];
+        else if (bin < 1 << MANY_BITS) start[bin] = inside ? at : -1, own[bin] = 0;
+        if (inside && count[k]) {
+            if (part.rank == 0) survey.start[part.side][bin] = at;
+            if (part.rank == 0) {
+                atomicMax(&survey.in_reach[part.side], at + count[k]);
+                atomicMax(&survey.bins_in_reach[part.side], bin + 1);
+            }
+        }
         large = large || (inside && count[k] > MOST_RANKED);
         at += count[k];
     }
-    if (part.rank == 0) {
-        end = block_max(end);
-        if (large) survey.large = 1;
-        if (threadIdx.x == 0) survey.in_reach[part.side] = (int)end;
-    }
+    if (large && part.rank == 0) survey.large = 1;
     __syncthreads();
     int* const queue = survey.queue(part.side);
     int* const filled = survey.filled[part.side];
     const unsigned short* const kept = survey.bins(num_blocks);
     const auto for_each = [&](auto&& take) {
+#pragma unroll 1
         for (int64_t quad = part.first; quad < part.end; quad += part.step) {
             const uint2 four = *reinterpret_cast<const uint2*>(kept + 4 * quad);
             const unsigned bin[] = {four.x & 0xffff, four.x >> 16, four.y & 0xffff, four.y >> 16};
@@ -414,9 +430,9 @@ extern "C" __global__ void __launch_bounds__(512) advanced_block_allocation_sort
     }
     if (survey.large == 0) return;
     for (int side = 0; side < 2; ++side) {
-        for (int bin = blockIdx.x; bin < NUM_BINS; bin += gridDim.x) {
+        for (int bin = blockIdx.x; bin < survey.bins_in_reach[side]; bin += gridDim.x) {
             const int size = survey.histogram[side][bin], start = survey.start[side][bin];
-            if (size <= MOST_RANKED || start >= survey.in_reach[side]) continue;
+            if (size <= MOST_RANKED) continue;
             sort_bucket(survey.queue(side) + start, size, cached, level, last_use);
             for (int i = threadIdx.x; i < size; i += blockDim.x) {
                 survey.in_order(side, num_blocks)[start + i] = survey.queue(side)[start + i];
@@ -577,7 +593,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(1024) advanced_block_alloca
     if (i == 0) num_allocated[0] = (int)served;
     if (flags) atomicOr(status, flags);
     cluster_barrier();  // all have read the head of the survey, and nobody leaves while another may still tell it something
-    if (i < 8) workspace[i] = 0;
+    if (i < Survey::HEAD) workspace[i] = 0;
 }
 
 extern "C" __global__ void advanced_block_allocation(

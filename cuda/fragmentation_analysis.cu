@@ -41,164 +41,230 @@ __device__ __forceinline__ void add(int64_t* total, int64_t value) {
     if (value) atomicAdd(reinterpret_cast<unsigned long long*>(total), (unsigned long long)value);
 }
 
-// Pairs of consecutive blocks of a sequence, those of them not side by side, and status bits.
-struct Walked {
-    int pairs, broken, flags;
-};
+// What a warp looks at of the table: 128 entries of a row from `start` on, fetched before the length is known.
+struct Stretch {
+    static constexpr int STEPS = ENTRIES_PER_WARP / WARP_SIZE;
+    int64_t seq, start;
+    int given, entry[STEPS], before;  // the row's length; a lane's entries; what stands before the first
 
-// A warp looks at 128 entries of a row from `start` on and calls take(block, tokens) for what is in use; the entries are
-// fetched before the length is known.
-template <typename Take>
-__device__ __forceinline__ Walked walk(int64_t seq, int64_t start, const int* block_table, const int* seq_lens,
-                                       int64_t num_blocks, int64_t max_blocks_per_seq, int block_size, Take&& take) {
-    constexpr int STEPS = ENTRIES_PER_WARP / WARP_SIZE;
-    const int lane = threadIdx.x % WARP_SIZE;
-    const int* const row = block_table + seq * max_blocks_per_seq;
-    const auto is_block = [&](int id) { return id >= 0 && id < num_blocks; };
-    const int64_t given = seq_lens[seq], length = min(max(given, (int64_t)0), max_blocks_per_seq * block_size);
-    int entry[STEPS];
+    __device__ __forceinline__ void fetch(int64_t row_of, int64_t first, const int* block_table, const int* seq_lens,
+                                          int64_t max_blocks_per_seq) {
+        seq = row_of, start = first, given = seq_lens[seq];
+        const int* const row = block_table + seq * max_blocks_per_seq + start + threadIdx.x % WARP_SIZE;
+        const int64_t left = max_blocks_per_seq - start - threadIdx.x % WARP_SIZE;
 #pragma unroll
-    for (int k = 0; k < STEPS; ++k) {
-        const int64_t logical = start + k * WARP_SIZE + lane;
-        entry[k] = logical < max_blocks_per_seq ? row[logical] : -1;
+        for (int k = 0; k < STEPS; ++k) entry[k] = k * WARP_SIZE < left ? row[k * WARP_SIZE] : -1;
+        before = threadIdx.x % WARP_SIZE == 0 && start > 0 ? row[-1] : -1;
     }
-    int last = lane == 0 && start > 0 ? row[start - 1] : -1;  // before the first lane's
-    Walked found = {0, 0, length != given ? STATUS_RANGE : 0};
+
+    // Calls take(block, tokens) for each entry in use that holds a block; returns status bits.
+    template <typename Take>
+    __device__ __forceinline__ int fill(int64_t num_blocks, int64_t max_blocks_per_seq, int block_size, Take&& take) const {
+        const int64_t length = min((int64_t)max(given, 0), max_blocks_per_seq * block_size);
+        int64_t left = length - (start + threadIdx.x % WARP_SIZE) * block_size;
+        int flags = length != given ? STATUS_RANGE : 0;
 #pragma unroll
-    for (int k = 0; k < STEPS; ++k) {
-        const int64_t logical = start + k * WARP_SIZE + lane;
-        const int block = entry[k], shifted = __shfl_up_sync(FULL_WARP, block, 1), before = lane == 0 ? last : shifted;
-        last = __shfl_sync(FULL_WARP, block, WARP_SIZE - 1);
-        const bool asked = logical * block_size < length, resident = asked && is_block(block);
-        if (asked && !resident) found.flags |= block == -1 ? STATUS_UNMAPPED : STATUS_RANGE;
-        if (resident) take(block, (int)min(length - logical * block_size, (int64_t)block_size));
-        const bool pair = resident && is_block(before);
-        found.pairs += __popc(__ballot_sync(FULL_WARP, pair));
-        found.broken += __popc(__ballot_sync(FULL_WARP, pair && block - (int64_t)before != 1));
+        for (int k = 0; k < STEPS; ++k, left -= (int64_t)WARP_SIZE * block_size) {
+            if (left <= 0) continue;
+            if (entry[k] >= 0 && entry[k] < num_blocks) take(entry[k], (int)min(left, (int64_t)block_size));
+            else flags |= entry[k] == -1 ? STATUS_UNMAPPED : STATUS_RANGE;
+        }
+        return flags;
     }
-    return found;
-}
+
+    // Pairs of consecutive blocks in use, and those of them that do not lie side by side.
+    __device__ __forceinline__ void scatter(int64_t num_blocks, int block_size, int* pairs, int* broken) const {
+        int64_t left = given - (start + threadIdx.x % WARP_SIZE) * block_size;
+        int last = before;
+        *pairs = *broken = 0;
+#pragma unroll
+        for (int k = 0; k < STEPS; ++k, left -= (int64_t)WARP_SIZE * block_size) {
+            const int shifted = __shfl_up_sync(FULL_WARP, entry[k], 1);
+            const int earlier = threadIdx.x % WARP_SIZE == 0 ? last : shifted;
+            last = __shfl_sync(FULL_WARP, entry[k], WARP_SIZE - 1);
+            const bool pair = left > 0 && min(entry[k], earlier) >= 0 && max(entry[k], earlier) < num_blocks;
+            *pairs += __popc(__ballot_sync(FULL_WARP, pair));
+            *broken += __popc(__ballot_sync(FULL_WARP, pair && entry[k] - earlier != 1));
+        }
+    }
+};
 
 __device__ __forceinline__ int64_t parts_of_row(int64_t max_blocks_per_seq) {
     return max((max_blocks_per_seq + ENTRIES_PER_WARP - 1) / ENTRIES_PER_WARP, (int64_t)1);
 }
 
-// Up to 8192 blocks by a cluster.
+// The runs that end in 32 blocks from `start` on, of which `free` are free; `last`: the last block before that is not.
+struct Runs {
+    static constexpr int SHORT_BINS = 8;
+    int number, longest;
+    unsigned long long short_ones;  // by bin, 8 bits each: a word has 16 runs at most
+
+    // Longer ones go to `bins`.
+    __device__ __forceinline__ Runs(unsigned free, bool free_behind, int start, int last, int* bins) : longest(0), short_ones(0) {
+        unsigned ends = free & ~(free >> 1 | (unsigned)free_behind << 31);
+        number = __popc(ends);
+        while (ends) {
+            const int end = __ffs((int)ends) - 1;
+            ends &= ends - 1;
+            const unsigned before = ~free & ((1u << end) - 1);
+            const int length = before ? end - 31 + __clz(before) : start + end - last, bin = 31 - __clz(length);
+            longest = max(longest, length);
+            if (bin < SHORT_BINS) short_ones += 1ull << (8 * bin);
+            else atomicAdd(&bins[bin], 1);
+        }
+    }
+    __device__ __forceinline__ void add_short_ones(int* bins) const {
+#pragma unroll
+        for (int bin = 0; bin < SHORT_BINS; ++bin) {
+            const int found = warp_sum((int)(short_ones >> (8 * bin) & 0xff));
+            if (threadIdx.x % WARP_SIZE == 0 && found) atomicAdd(&bins[bin], found);
+        }
+    }
+};
+
+// The last block that is not free before each lane's word, of a warp's words in turn; -1: none of these.
+__device__ __forceinline__ int last_before_word(unsigned taken, int start, int* last_of_all) {
+    const int lane = threadIdx.x % WARP_SIZE;
+    int last = taken ? start + 31 - __clz(taken) : -1;
+    for (int width = 1; width < WARP_SIZE; width *= 2) {
+        const int before = __shfl_up_sync(FULL_WARP, last, width);
+        if (lane >= width) last = max(last, before);
+    }
+    *last_of_all = __shfl_sync(FULL_WARP, last, WARP_SIZE - 1);
+    last = __shfl_up_sync(FULL_WARP, last, 1);
+    return lane == 0 ? -1 : last;
+}
+
+// Bits set of blocks [start, end), each `step`-th word from `at` on.
+__device__ __forceinline__ int count_bits(const unsigned* words, int64_t start, int64_t end, int at, int step) {
+    int found = 0;
+    for (int64_t word = start / 32 + at; word * 32 < end; word += step) {
+        unsigned mask = ~0u;
+        if (word * 32 < start) mask &= ~0u << (start - word * 32);
+        if (end - word * 32 < 32) mask &= (1u << (end - word * 32)) - 1;
+        found += __popc(words[word] & mask);
+    }
+    return found;
+}
+
+// What super-pages come to.
+struct Pages {
+    int held = 0, pinned = 0;
+
+    __device__ __forceinline__ void count(int64_t size, int used, int kept) {
+        if (used + kept > 0) held += (int)size;
+        if (used > 0) pinned += (int)size - used;
+    }
+};
+
+// Up to 8192 blocks by a cluster. The last warp of a thread block counts states and runs in words of bits while the others
+// read the table.
 extern "C" __global__ void CLUSTER __launch_bounds__(1024, 1) fragmentation_analysis_few(FRAGMENTATION_PARAMETERS) {
     constexpr int THREADS = 1024, WARPS = THREADS / WARP_SIZE, OWN = STRETCH / CLUSTER_BLOCKS, PER_THREAD = OWN / THREADS;
     constexpr int ALL_SUMS = NUM_METRICS + RUN_BINS, MOST_SEQS = 1024, OWN_SEQS = MOST_SEQS / CLUSTER_BLOCKS;
+    constexpr int WORDS = OWN / 32, READERS = WARPS - 1, AHEAD = 3;
     __shared__ int fill_of[OWN], scatter_of[2 * OWN_SEQS], sums[ALL_SUMS], sums_in[CLUSTER_BLOCKS][ALL_SUMS];
-    __shared__ int last_of_warp[OWN / WARP_SIZE], last_before;
-    __shared__ int used_in[OWN / WARP_SIZE], kept_in[OWN / WARP_SIZE];  // of super-pages
-    __shared__ unsigned free_of_warp[OWN / WARP_SIZE + 1];  // bits: free blocks
+    __shared__ unsigned used_words[WORDS], kept_words[WORDS], before_words[WARPS];
     if (blockIdx.x >= CLUSTER_BLOCKS) return;
     say_started();
     const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE, rank = cluster_rank(), first = rank * OWN;
-    const bool own_pages = super_size % WARP_SIZE == 0 && OWN % super_size == 0;  // no super-page has blocks elsewhere too
-
-    // States and runs' borders, which need nothing of the tables.
-    bool used[PER_THREAD], kept[PER_THREAD], free[PER_THREAD];
+    const int blocks = (int)num_blocks;
+    bool used[PER_THREAD], kept[PER_THREAD];
 #pragma unroll
     for (int k = 0; k < PER_THREAD; ++k) {
         const int block = first + k * THREADS + threadIdx.x;
-        const bool inside = block < num_blocks;
-        used[k] = inside && ref[block] > 0;
-        kept[k] = inside && !used[k] && cached[block] != 0;
-        free[k] = inside && !used[k] && !kept[k];
+        used[k] = block < blocks && ref[block] > 0;
+        kept[k] = block < blocks && cached[block] != 0;
     }
-    const int earlier = first - THREADS + (int)threadIdx.x;  // blocks before are all there if this thread block has any
-    const bool taken_before = earlier >= 0 && earlier < num_blocks && (ref[earlier] > 0 || cached[earlier] != 0);
-    if (threadIdx.x == 0) {
-        const int behind = first + OWN;
-        free_of_warp[OWN / WARP_SIZE] = behind < num_blocks && ref[behind] <= 0 && cached[behind] == 0;
-        last_before = -1;
-    }
+    const int earlier = first - THREADS + (int)threadIdx.x, behind = first + OWN;
+    const bool taken_before = earlier >= 0 && earlier < blocks && (ref[earlier] > 0 || cached[earlier] != 0);
+    const bool free_behind = behind < blocks && ref[behind] <= 0 && cached[behind] == 0;
+    const int parts = (int)parts_of_row(max_blocks_per_seq), items = (int)num_seqs * parts;
+    Stretch stretch[AHEAD];
+    const auto fetch = [&](Stretch& next, int item) {
+        if (item >= items) return;
+        const int seq = item / parts;
+        next.fetch(seq, (int64_t)(item - seq * parts) * ENTRIES_PER_WARP, block_table, seq_lens, max_blocks_per_seq);
+    };
+#pragma unroll
+    for (int k = 0; warp < READERS && k < AHEAD; ++k) fetch(stretch[k], warp + k * READERS);
     for (int i = threadIdx.x; i < OWN; i += THREADS) fill_of[i] = 0;
     for (int i = threadIdx.x; i < 2 * OWN_SEQS; i += THREADS) scatter_of[i] = 0;
-    if (threadIdx.x < OWN / WARP_SIZE) used_in[threadIdx.x] = kept_in[threadIdx.x] = 0;
     if (threadIdx.x < ALL_SUMS) sums[threadIdx.x] = threadIdx.x == MAX_LIVE_ID ? -1 : 0;
-    __syncthreads();
-
-    const int parts = (int)parts_of_row(max_blocks_per_seq);
-    int pairs = 0, adjacent = 0, flags = 0;
-    for (int item = warp; item < (int)num_seqs * parts; item += WARPS) {
-        const int seq = item / parts;
-        const Walked found = walk(seq, (int64_t)(item - seq * parts) * ENTRIES_PER_WARP, block_table, seq_lens, num_blocks,
-                                  max_blocks_per_seq, block_size, [&](int block, int tokens) {
-                                      if (block / OWN == rank) atomicMax(&fill_of[block % OWN], tokens);
-                                  });
-        flags |= found.flags;
-        if (seq % CLUSTER_BLOCKS != rank || found.pairs == 0) continue;
-        pairs += found.pairs;
-        adjacent += found.pairs - found.broken;
-        if (lane < 2) atomicAdd(&scatter_of[2 * (seq / CLUSTER_BLOCKS) + lane], lane == 0 ? found.broken : found.pairs);
-    }
-    if (flags) atomicOr(status, flags);
-    const unsigned before_bits = __ballot_sync(FULL_WARP, taken_before);
-    if (lane == 0 && before_bits) atomicMax(&last_before, earlier + 31 - __clz(before_bits));
 #pragma unroll
     for (int k = 0; k < PER_THREAD; ++k) {
-        const int start = k * THREADS + warp * WARP_SIZE;
         const unsigned in_use = __ballot_sync(FULL_WARP, used[k]), keeps = __ballot_sync(FULL_WARP, kept[k]);
-        const unsigned frees = __ballot_sync(FULL_WARP, free[k]), taken = in_use | keeps;
         if (lane != 0) continue;
-        last_of_warp[k * WARPS + warp] = taken ? first + start + 31 - __clz(taken) : -1;
-        free_of_warp[k * WARPS + warp] = frees;
-        if (in_use) {
-            atomicAdd(&sums[USED], __popc(in_use));
-            atomicMax(&sums[MAX_LIVE_ID], first + start + 31 - __clz(in_use));
-        }
-        if (keeps) atomicAdd(&sums[CACHED_FREE], __popc(keeps));
-        if (frees) atomicAdd(&sums[FREE], __popc(frees));
-        if (own_pages && in_use) atomicAdd(&used_in[start / super_size], __popc(in_use));
-        if (own_pages && keeps) atomicAdd(&kept_in[start / super_size], __popc(keeps));
+        used_words[k * WARPS + warp] = in_use;
+        kept_words[k * WARPS + warp] = keeps & ~in_use;
     }
+    const unsigned bits_before = __ballot_sync(FULL_WARP, taken_before);
+    if (lane == 0) before_words[warp] = bits_before;
     __syncthreads();
 
-    // Where all blocks just before are free, further back; all threads see the same.
-    int back = first - 2 * THREADS;
-    for (int last = last_before; last < 0 && back >= 0 && first < num_blocks; back -= THREADS) {
-        const int block = back + threadIdx.x;
-        last = (int)block_max(ref[block] > 0 || cached[block] != 0 ? block : -1);
-        if (threadIdx.x == 0) last_before = last;
-    }
-    if (back < first - 2 * THREADS) __syncthreads();
+    if (warp < READERS) {
+        int pairs = 0, adjacent = 0, flags = 0;
+        for (int item = warp; item < items; item += AHEAD * READERS) {
 #pragma unroll
-    for (int k = 0; k < PER_THREAD; ++k) {
-        const int at = k * THREADS + threadIdx.x, block = first + at, slot = k * WARPS + warp;
-        const int tokens = fill_of[at];
-        if (block < num_blocks) fill[block] = tokens;
-        const unsigned frees = free_of_warp[slot];
-        const unsigned next = lane < WARP_SIZE - 1 ? frees >> (lane + 1) & 1 : free_of_warp[slot + 1] & 1;
-        int longest = 0;
-        if (free[k] && !next) {
-            const unsigned before = ~frees & ((1u << lane) - 1);  // in a warp with a free block, all before it are blocks
-            int begin = before ? block - lane + 31 - __clz(before) : -1;
-            for (int i = slot - 1; begin < 0 && i >= 0; --i) begin = last_of_warp[i];
-            if (begin < 0) begin = last_before;
-            longest = block - begin;
-            atomicAdd(&sums[NUM_METRICS + 31 - __clz(longest)], 1);
+            for (int k = 0; item != warp && k < AHEAD; ++k) fetch(stretch[k], item + k * READERS);
+#pragma unroll
+            for (int k = 0; k < AHEAD; ++k) {
+                if (item + k * READERS >= items) break;
+                const int seq = (int)stretch[k].seq;
+                flags |= stretch[k].fill(num_blocks, max_blocks_per_seq, block_size, [&](int block, int tokens) {
+                    if (block / OWN == rank) atomicMax(&fill_of[block % OWN], tokens);
+                });
+                if (seq % CLUSTER_BLOCKS != rank) continue;
+                int found, broken;
+                stretch[k].scatter(num_blocks, block_size, &found, &broken);
+                pairs += found;
+                adjacent += found - broken;
+                if (lane < 2 && found) atomicAdd(&scatter_of[2 * (seq / CLUSTER_BLOCKS) + lane], lane == 0 ? broken : found);
+            }
         }
-        const unsigned ends = __ballot_sync(FULL_WARP, longest > 0), lives = __ballot_sync(FULL_WARP, tokens != 0);
-        const int stored = warp_sum(tokens), most = warp_max(longest);
-        if (lane != 0) continue;
-        if (lives) atomicAdd(&sums[LIVE], __popc(lives));
-        if (ends) atomicAdd(&sums[NUM_RUNS], __popc(ends));
-        if (ends) atomicMax(&sums[LONGEST_FREE_RUN], most);
-        if (stored) atomicAdd(&sums[TOKENS], stored);
-    }
-    int held = 0, pinned = 0;
-    const auto count_page = [&](int size, int page_used, int page_kept) {
-        if (page_used + page_kept > 0) held += size;
-        if (page_used > 0) pinned += size - page_used;
-    };
-    if (own_pages) {
-        const int start = first + (int)threadIdx.x * super_size;
-        if (threadIdx.x < OWN / super_size && start < num_blocks) {
-            count_page((int)min((int64_t)super_size, num_blocks - start), used_in[threadIdx.x], kept_in[threadIdx.x]);
-        }
+        if (flags) atomicOr(status, flags);
+        if (lane == 0 && pairs) atomicAdd(&sums[PAIRS], pairs);
+        if (lane == 0 && adjacent) atomicAdd(&sums[ADJACENT], adjacent);
     } else {
-        for (int64_t page = rank * WARPS + warp; page * super_size < num_blocks; page += CLUSTER_BLOCKS * WARPS) {
+        // The last block before that is not free: in the thread block before, or further back.
+        int last = before_words[lane] ? first - THREADS + 32 * lane + 31 - __clz(before_words[lane]) : -1;
+        last = warp_max(last);
+        constexpr int AT_ONCE = 16;
+        for (int back = min(first - THREADS, blocks) - 1; last < 0 && back >= 0; back -= AT_ONCE * WARP_SIZE) {
+#pragma unroll
+            for (int k = 0; k < AT_ONCE; ++k) {
+                const int block = back - k * WARP_SIZE - lane;
+                if (block >= 0 && (ref[block] > 0 || cached[block] != 0)) last = max(last, block);
+            }
+            last = warp_max(last);
+        }
+        Pages pages;
+        const bool own_pages = super_size % 32 == 0 && OWN % super_size == 0;  // no super-page has blocks elsewhere too
+        for (int from = lane * super_size; own_pages && from < OWN && first + from < blocks; from += WARP_SIZE * super_size) {
+            pages.count(min(super_size, blocks - first - from), count_bits(used_words, from, from + super_size, 0, 1),
+                        count_bits(kept_words, from, from + super_size, 0, 1));
+        }
+#pragma unroll 1
+        for (int k = 0; k < WORDS; k += WARP_SIZE) {
+            const int word = k + lane, start = first + 32 * word;
+            const unsigned in_use = used_words[word], keeps = kept_words[word], taken = in_use | keeps;
+            const unsigned inside = start + 32 <= blocks ? ~0u : start < blocks ? (1u << (blocks - start)) - 1 : 0;
+            const unsigned free = inside & ~taken;
+            int last_here;
+            const int before = max(last_before_word(taken, start, &last_here), last);
+            const bool next = word + 1 < WORDS ? start + 32 < blocks && ((used_words[word + 1] | kept_words[word + 1]) & 1) == 0
+                                               : free_behind;
+            const Runs runs(free, next, start, before, sums + NUM_METRICS);
+            runs.add_short_ones(sums + NUM_METRICS);
+            last = max(last, last_here);
+            const int top = warp_max(in_use ? start + 31 - __clz(in_use) : -1), longest = warp_max(runs.longest);
+            const int num_used = warp_sum(__popc(in_use)), num_kept = warp_sum(__popc(keeps));
+            const int num_free = warp_sum(__popc(free)), num_runs = warp_sum(runs.number);
+            if (lane != 0) continue;
+            sums[USED] += num_used, sums[CACHED_FREE] += num_kept, sums[FREE] += num_free, sums[NUM_RUNS] += num_runs;
+            sums[MAX_LIVE_ID] = max(sums[MAX_LIVE_ID], top), sums[LONGEST_FREE_RUN] = max(sums[LONGEST_FREE_RUN], longest);
+        }
+        for (int64_t page = rank; !own_pages && page * super_size < num_blocks; page += CLUSTER_BLOCKS) {
             const int64_t start = page * super_size, end = min(start + super_size, num_blocks);
             int page_used = 0, page_kept = 0;
             for (int64_t id = start + lane; id < end; id += WARP_SIZE) {
@@ -208,13 +274,22 @@ extern "C" __global__ void CLUSTER __launch_bounds__(1024, 1) fragmentation_anal
             }
             page_used = warp_sum(page_used);
             page_kept = warp_sum(page_kept);
-            if (lane == 0) count_page((int)(end - start), page_used, page_kept);
+            if (lane == 0) pages.count(end - start, page_used, page_kept);
         }
+        const int held = warp_sum(pages.held), pinned = warp_sum(pages.pinned);
+        if (lane == 0) sums[SUPER_HELD] = held, sums[SUPER_PINNED] = pinned;
     }
-    if (held) atomicAdd(&sums[SUPER_HELD], held);
-    if (pinned) atomicAdd(&sums[SUPER_PINNED], pinned);
-    if (lane == 0 && pairs) atomicAdd(&sums[PAIRS], pairs);
-    if (lane == 0 && adjacent) atomicAdd(&sums[ADJACENT], adjacent);
+    __syncthreads();
+
+#pragma unroll
+    for (int k = 0; k < PER_THREAD; ++k) {
+        const int at = k * THREADS + threadIdx.x, tokens = fill_of[at];
+        if (first + at < blocks) fill[first + at] = tokens;
+        const int lives = __popc(__ballot_sync(FULL_WARP, tokens != 0)), stored = warp_sum(tokens);
+        if (lane != 0 || lives == 0) continue;
+        atomicAdd(&sums[LIVE], lives);
+        atomicAdd(&sums[TOKENS], stored);
+    }
     for (int i = threadIdx.x; i < 2 * OWN_SEQS; i += THREADS) {
         const int seq = i / 2 * CLUSTER_BLOCKS + rank;
         if (seq < num_seqs) scatter[2 * seq + i % 2] = scatter_of[i];
@@ -287,34 +362,24 @@ extern "C" __global__ void fragmentation_analysis_walk(FRAGMENTATION_PARAMETERS)
     __syncthreads();
     for (int64_t item = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / WARP_SIZE; item < num_seqs * parts; item += step) {
         const int64_t seq = item / parts;
-        const Walked found = walk(seq, (item - seq * parts) * ENTRIES_PER_WARP, block_table, seq_lens, num_blocks,
-                                  max_blocks_per_seq, block_size,
-                                  [&](int block, int tokens) { atomicMax(&fill[block], tokens); });
-        flags |= found.flags;
-        if (threadIdx.x % WARP_SIZE != 0 || found.pairs == 0) continue;
-        atomicAdd(&scatter[2 * seq], found.broken);
-        atomicAdd(&scatter[2 * seq + 1], found.pairs);
-        atomicAdd(&pairs_here[0], found.pairs - found.broken);
-        atomicAdd(&pairs_here[1], found.pairs);
+        Stretch stretch;
+        stretch.fetch(seq, (item - seq * parts) * ENTRIES_PER_WARP, block_table, seq_lens, max_blocks_per_seq);
+        flags |= stretch.fill(num_blocks, max_blocks_per_seq, block_size,
+                              [&](int block, int tokens) { atomicMax(&fill[block], tokens); });
+        int found, broken;
+        stretch.scatter(num_blocks, block_size, &found, &broken);
+        if (threadIdx.x % WARP_SIZE != 0 || found == 0) continue;
+        atomicAdd(&scatter[2 * seq], broken);
+        atomicAdd(&scatter[2 * seq + 1], found);
+        atomicAdd(&pairs_here[0], found - broken);
+        atomicAdd(&pairs_here[1], found);
     }
     if (flags) atomicOr(status, flags);
     __syncthreads();
     if (threadIdx.x < 2) add(&metrics[threadIdx.x == 0 ? ADJACENT : PAIRS], pairs_here[threadIdx.x]);
 }
 
-// Bits set of blocks [start, end), each `step`-th word from `at` on.
-__device__ __forceinline__ int count_bits(const unsigned* words, int64_t start, int64_t end, int at, int step) {
-    int found = 0;
-    for (int64_t word = start / 32 + at; word * 32 < end; word += step) {
-        unsigned mask = ~0u;
-        if (word * 32 < start) mask &= ~0u << (start - word * 32);
-        if (end - word * 32 < 32) mask &= (1u << (end - word * 32)) - 1;
-        found += __popc(words[word] & mask);
-    }
-    return found;
-}
-
-extern "C" __global__ void __launch_bounds__(256) fragmentation_analysis(
+extern "C" __global__ void __launch_bounds__(256, 1) fragmentation_analysis(
     const int* ref,          // [num_blocks]
     const uint8_t* cached,   // [num_blocks] 1: free but still in the prefix index
     const int* block_table,  // [num_seqs][max_blocks_per_seq], -1 = no block
@@ -331,7 +396,7 @@ extern "C" __global__ void __launch_bounds__(256) fragmentation_analysis(
     int block_size,
     int super_size,
     int* status) {
-    constexpr int THREADS = 256, WARPS = THREADS / WARP_SIZE, PER_THREAD = STRETCH / THREADS, SHORT_BINS = 8;
+    constexpr int THREADS = 256, WARPS = THREADS / WARP_SIZE, PER_THREAD = STRETCH / THREADS;
     __shared__ int bins[RUN_BINS], sums[NUM_METRICS], last_of_warp[WARPS], last_before;
     const Bits bits(workspace, num_blocks);
     const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE;
@@ -354,65 +419,38 @@ extern "C" __global__ void __launch_bounds__(256) fragmentation_analysis(
     // The last block that is not free before this word.
     const unsigned taken = used | kept, inside = start + 32 <= num_blocks ? ~0u : start < num_blocks ? (1u << (num_blocks - start)) - 1 : 0;
     const unsigned free = inside & ~taken;
-    int last = taken ? (int)start + 31 - __clz(taken) : -1;
-    for (int width = 1; width < WARP_SIZE; width *= 2) {
-        const int before = __shfl_up_sync(FULL_WARP, last, width);
-        if (lane >= width) last = max(last, before);
-    }
-    if (lane == WARP_SIZE - 1) last_of_warp[warp] = last;
-    last = __shfl_up_sync(FULL_WARP, last, 1);
-    if (lane == 0) last = -1;
+    int last_here, last = last_before_word(taken, (int)start, &last_here);
+    if (lane == 0) last_of_warp[warp] = last_here;
     __syncthreads();
     if (earlier_last >= 0) atomicMax(&last_before, earlier_last);
     for (int i = 0; i < warp; ++i) last = max(last, last_of_warp[i]);
     __syncthreads();
     last = max(last, last_before);
-
-    int longest = 0;
-    unsigned long long short_runs = 0;  // by bin, 8 bits each: a word has 16 runs at most
-    unsigned ends = free & ~(free >> 1 | (~behind & 1) << 31);
-    const int num_runs = __popc(ends);
-    while (ends) {
-        const int end = __ffs((int)ends) - 1;
-        ends &= ends - 1;
-        const unsigned before = ~free & ((1u << end) - 1);
-        const int length = (int)start + end - (before ? (int)start + 31 - __clz(before) : last), bin = 31 - __clz(length);
-        longest = max(longest, length);
-        if (bin < SHORT_BINS) short_runs += 1ull << (8 * bin);
-        else atomicAdd(&bins[bin], 1);
-    }
-#pragma unroll
-    for (int bin = 0; bin < SHORT_BINS; ++bin) {
-        const int found = warp_sum((int)(short_runs >> (8 * bin) & 0xff));
-        if (lane == 0 && found) atomicAdd(&bins[bin], found);
-    }
+    const Runs runs(free, (~behind & 1) != 0, (int)start, last, bins);
+    runs.add_short_ones(bins);
     const int64_t threads = (int64_t)gridDim.x * THREADS;
-    int held = 0, pinned = 0;
-    const auto count_page = [&](int64_t size, int page_used, int page_kept) {
-        if (page_used + page_kept > 0) held += (int)size;
-        if (page_used > 0) pinned += (int)size - page_used;
-    };
+    Pages pages;
     if (super_size <= 256) {
         for (int64_t from = word * super_size; from < num_blocks; from += threads * super_size) {
             const int64_t end = min(from + super_size, num_blocks);
-            count_page(end - from, count_bits(bits.used, from, end, 0, 1), count_bits(bits.kept, from, end, 0, 1));
+            pages.count(end - from, count_bits(bits.used, from, end, 0, 1), count_bits(bits.kept, from, end, 0, 1));
         }
     } else {
         for (int64_t from = word / WARP_SIZE * super_size; from < num_blocks; from += threads / WARP_SIZE * super_size) {
             const int64_t end = min(from + super_size, num_blocks);
             const int page_used = warp_sum(count_bits(bits.used, from, end, lane, WARP_SIZE));
             const int page_kept = warp_sum(count_bits(bits.kept, from, end, lane, WARP_SIZE));
-            if (lane == 0) count_page(end - from, page_used, page_kept);
+            if (lane == 0) pages.count(end - from, page_used, page_kept);
         }
     }
-    const int own[] = {__popc(used), __popc(kept), __popc(free), live, tokens, 0, num_runs, 0, held, pinned};
+    const int own[] = {__popc(used), __popc(kept), __popc(free), live, tokens, 0, runs.number, 0, pages.held, pages.pinned};
 #pragma unroll
     for (int metric = 0; metric <= SUPER_PINNED; ++metric) {
         if (metric == LONGEST_FREE_RUN || metric == MAX_LIVE_ID) continue;
         const int found = warp_sum(own[metric]);
         if (lane == 0 && found) atomicAdd(&sums[metric], found);
     }
-    longest = warp_max(longest);
+    const int longest = warp_max(runs.longest);
     const int top = warp_max(used ? (int)start + 31 - __clz(used) : -1);
     if (lane == 0) {
         atomicMax(&sums[LONGEST_FREE_RUN], longest);

@@ -124,7 +124,7 @@ def reference(
     return status
 
 
-SURVEY_WORDS = 49160  # int32 words of the head of the workspace, advanced_block_allocation.cu: Survey
+SURVEY_WORDS = 49164  # int32 words of the head of the workspace, advanced_block_allocation.cu: Survey
 
 
 def _pool_grid(axes: Axes) -> tuple[int, int, int]:
