@@ -130,6 +130,7 @@ __device__ __forceinline__ Survey& survey_of(int* workspace) { return *reinterpr
 
 // Which requests name an empty entry and are the first to; thread blocks wait for the marks of earlier ones.
 extern "C" __global__ void advanced_block_allocation_count(ADVANCED_PARAMETERS) {
+    start_next_launch();
     const Marks marks(block_table, num_requests);
     int* const tiles = survey_of(workspace).tiles(num_blocks);
     int* const said = tiles + 2 * gridDim.x;
@@ -211,6 +212,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1) advanced_block_allocation_
     __shared__ __align__(16) int bins[NUM_BINS];
     __shared__ Range of_warp[SAMPLED / WARP_SIZE];
     __shared__ int limit;
+    start_next_launch();
     Survey& survey = survey_of(workspace);
     const Part part(num_blocks, cache_size);
     for (int i = threadIdx.x; i < NUM_BINS; i += blockDim.x) bins[i] = 0;
@@ -234,6 +236,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1) advanced_block_allocation_
     found = of_warp[0];
     for (int i = 1; i < SAMPLED / WARP_SIZE; ++i) found.widen(of_warp[i]);
     const Digits digits(found, num_blocks, bits_for(num_requests));
+    follow_launch();  // the launch before only looks at requests
     unsigned short* const kept = survey.bins(num_blocks);
     for (int64_t quad = part.first; quad < part.end; quad += part.step) {
         const Quad four(4 * quad, num_blocks, ref, cached, level, last_use);
@@ -296,6 +299,8 @@ __device__ __forceinline__ int64_t reach_in(int side, Survey& survey, const int*
 extern "C" __global__ void __launch_bounds__(1024) advanced_block_allocation_gather(ADVANCED_PARAMETERS) {
     constexpr unsigned short BEYOND = 0xffff;
     __shared__ int words[NUM_BINS];
+    start_next_launch();
+    follow_launch();
     Survey& survey = survey_of(workspace);
     const Part part(num_blocks, cache_size);
     const bool few = num_requests <= MOST_FEW;
@@ -397,6 +402,8 @@ extern "C" __global__ void __launch_bounds__(512) advanced_block_allocation_sort
     constexpr int PARTS = 8, CHUNK = 512 / PARTS, AT_ONCE = 1024;
     __shared__ VictimKey keys[AT_ONCE];
     __shared__ int low, high;
+    start_next_launch();
+    follow_launch();
     Survey& survey = survey_of(workspace);
     const int chunks = (survey.in_reach[0] + CHUNK - 1) / CHUNK, more = (survey.in_reach[1] + CHUNK - 1) / CHUNK;
     const auto key_of = [&](int block) { return victim_key(block, cached, level, last_use); };
@@ -482,6 +489,8 @@ __device__ __forceinline__ int64_t served_of(int64_t asking, const Survey& surve
 }
 
 extern "C" __global__ void advanced_block_allocation_dry(ADVANCED_PARAMETERS) {
+    start_next_launch();
+    follow_launch();
     Survey& survey = survey_of(workspace);
     int asking;
     const Place place =
@@ -541,9 +550,6 @@ extern "C" __global__ void CLUSTER __launch_bounds__(1024) advanced_block_alloca
     __shared__ int asking_in[CLUSTER_BLOCKS], cold_in[CLUSTER_BLOCKS];
     __shared__ int first_in[CLUSTER_BLOCKS], first_cold_in[CLUSTER_BLOCKS], dry_in[CLUSTER_BLOCKS], first_dry;
     Survey& survey = survey_of(workspace);
-    // What nobody reads any more.
-    int4* const counts = reinterpret_cast<int4*>(survey.histogram);
-    for (int i = request_of_thread(); i < NUM_BINS; i += gridDim.x * blockDim.x) counts[i] = {0, 0, 0, 0};
     if (blockIdx.x >= CLUSTER_BLOCKS) return;
     say_started();
     const Marks marks(block_table, num_requests);
@@ -573,6 +579,10 @@ extern "C" __global__ void CLUSTER __launch_bounds__(1024) advanced_block_alloca
         sums_told(first_in, &before, &asking);
         sums_told(first_cold_in, &cold_before, &all_cold);
     }
+    follow_launch();  // only this one looks at requests and table
+    // What nobody reads any more.
+    int4* const counts = reinterpret_cast<int4*>(survey.histogram);
+    for (int k = cluster_rank() * blockDim.x + threadIdx.x; k < NUM_BINS; k += CLUSTER_BLOCKS * blockDim.x) counts[k] = {0, 0, 0, 0};
     Place place = {valid, valid && cold, before + rank, 0};
     place.of_kind = place.kind ? cold_before + cold_rank : place.order - cold_before - cold_rank;
     const int64_t served = served_of(asking, survey, all_or_nothing);
@@ -631,6 +641,7 @@ extern "C" __global__ void advanced_block_allocation(
     int hot_frequency,
     int all_or_nothing,
     int* status) {
+    follow_launch();
     Survey& survey = survey_of(workspace);
     const int64_t i = request_of_thread();
     const int64_t entry = i < num_requests ? entry_of(reqs, i, num_seqs, max_blocks_per_seq) : -1;
@@ -650,6 +661,7 @@ extern "C" __global__ void advanced_block_allocation(
 
 // One warp per request, eight to a thread block.
 extern "C" __global__ void advanced_block_allocation_forget(ADVANCED_PARAMETERS) {
+    follow_launch();
     const int lane = threadIdx.x % WARP_SIZE;
     const int64_t i = (int64_t)blockIdx.x * (blockDim.x / WARP_SIZE) + threadIdx.x / WARP_SIZE;
     if (i >= num_requests || allocated[i] < 0) return;

@@ -322,6 +322,7 @@ struct Bits {
 extern "C" __global__ void __launch_bounds__(1024) fragmentation_analysis_bits(FRAGMENTATION_PARAMETERS) {
     constexpr int THREADS = 1024, PER_THREAD = STRETCH / THREADS;
     __shared__ int last_of_warp[THREADS / WARP_SIZE];
+    start_next_launch();
     const Bits bits(workspace, num_blocks);
     const int lane = threadIdx.x % WARP_SIZE;
     const int64_t start = (int64_t)blockIdx.x * STRETCH, first = (int64_t)blockIdx.x * THREADS + threadIdx.x;
@@ -356,14 +357,22 @@ extern "C" __global__ void __launch_bounds__(1024) fragmentation_analysis_bits(F
 
 extern "C" __global__ void fragmentation_analysis_walk(FRAGMENTATION_PARAMETERS) {
     __shared__ int pairs_here[2];  // adjacent, all
+    start_next_launch();
     const int64_t parts = parts_of_row(max_blocks_per_seq), step = (int64_t)gridDim.x * blockDim.x / WARP_SIZE;
     int flags = 0;
     if (threadIdx.x < 2) pairs_here[threadIdx.x] = 0;
     __syncthreads();
-    for (int64_t item = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / WARP_SIZE; item < num_seqs * parts; item += step) {
+    Stretch stretch;
+    const int64_t first = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / WARP_SIZE;
+    const auto fetch = [&](int64_t item) {
         const int64_t seq = item / parts;
-        Stretch stretch;
         stretch.fetch(seq, (item - seq * parts) * ENTRIES_PER_WARP, block_table, seq_lens, max_blocks_per_seq);
+    };
+    if (first < num_seqs * parts) fetch(first);
+    follow_launch();  // everything is zero
+    for (int64_t item = first; item < num_seqs * parts; item += step) {
+        if (item != first) fetch(item);
+        const int64_t seq = stretch.seq;
         flags |= stretch.fill(num_blocks, max_blocks_per_seq, block_size,
                               [&](int block, int tokens) { atomicMax(&fill[block], tokens); });
         int found, broken;
@@ -396,6 +405,7 @@ extern "C" __global__ void __launch_bounds__(256, 1) fragmentation_analysis(
     int block_size,
     int super_size,
     int* status) {
+    follow_launch();
     constexpr int THREADS = 256, WARPS = THREADS / WARP_SIZE, PER_THREAD = STRETCH / THREADS;
     __shared__ int bins[RUN_BINS], sums[NUM_METRICS], last_of_warp[WARPS], last_before;
     const Bits bits(workspace, num_blocks);

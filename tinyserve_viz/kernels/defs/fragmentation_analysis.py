@@ -157,6 +157,7 @@ KERNEL = KernelDef(
             if _beyond_a_cluster(a)
             else 0
         },
+        overlap=True,
     ),
     requires=(
         Requirement("block_size must be at least 1", lambda _axes, scalars: scalars["block_size"] >= 1),
