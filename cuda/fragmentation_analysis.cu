@@ -323,6 +323,7 @@ extern "C" __global__ void __launch_bounds__(1024) fragmentation_analysis_bits(F
     constexpr int THREADS = 1024, PER_THREAD = STRETCH / THREADS;
     __shared__ int last_of_warp[THREADS / WARP_SIZE];
     start_next_launch();
+    follow_launch();
     const Bits bits(workspace, num_blocks);
     const int lane = threadIdx.x % WARP_SIZE;
     const int64_t start = (int64_t)blockIdx.x * STRETCH, first = (int64_t)blockIdx.x * THREADS + threadIdx.x;
