@@ -11,7 +11,7 @@
 #define CHOICE_THREADS 512
 #endif
 
-constexpr int PAPER = 0, SEED = 1;
+constexpr int PAPER = 0, SEED = 1, WARPS = CHOICE_THREADS / WARP_SIZE;
 
 __device__ bool contains(const int* ascending, int64_t count, int value) {
     int64_t low = 0, high = count;
@@ -23,7 +23,41 @@ __device__ bool contains(const int* ascending, int64_t count, int value) {
     return low < count && __ldcg(ascending + low) == value;
 }
 
-extern "C" __global__ void __launch_bounds__(CHOICE_THREADS, 1024 / CHOICE_THREADS) cache_selection(
+// The choice that Choice leaves, by the whole thread block; `heads` rows of scores, `width` apart, are added. Tells whether
+// a score is NaN. Not inlined, so that the other way keeps its registers.
+__device__ __noinline__ bool choose_any(const float* scores, int width, int heads, int blocks, int budget, int* list,
+                                        int64_t max_selected, int sinks, int recent) {
+    bool undefined = false;
+    const auto score_of = [&](int64_t block, bool& odd) {
+        float total = scores[block];
+        odd |= isnan(total);
+        if (heads == 1) return total;
+        if (isnan(total)) total = -INFINITY;
+        for (int64_t other = 1; other < heads; ++other) {
+            const float next = scores[other * width + block];
+            odd |= isnan(next);
+            total = __fadd_rn(total, isnan(next) ? -INFINITY : next);
+        }
+        odd |= isnan(total);
+        return positive_zero(total);
+    };
+    for (int block = threadIdx.x; block < blocks; block += CHOICE_THREADS) score_of(block, undefined);
+    const auto key_of = [&](int64_t block) {
+        bool ignored;
+        return selection_key(score_of(block, ignored), block, blocks, sinks, recent);
+    };
+    select_best(key_of, blocks, budget, list, max_selected);
+    return undefined;
+}
+
+// Two on a multiprocessor, where that does not make registers spill.
+#if __CUDA_ARCH__ >= 800 && __CUDA_ARCH__ < 1200
+constexpr int LEAST_BLOCKS = 1024 / CHOICE_THREADS;
+#else
+constexpr int LEAST_BLOCKS = 1;
+#endif
+
+extern "C" __global__ void __launch_bounds__(CHOICE_THREADS, LEAST_BLOCKS) cache_selection(
     const float* complexity,    // [num_seqs]
     const int* requirement,     // [num_seqs] 0, 1 or 2
     const float* block_score,   // [num_seqs][num_score_heads][max_blocks_per_seq]
@@ -57,96 +91,116 @@ extern "C" __global__ void __launch_bounds__(CHOICE_THREADS, 1024 / CHOICE_THREA
     int budget_blocks,
     int* status) {
     __shared__ SelectMemory memory;
-    __shared__ __align__(16) float score[SELECT_BLOCKS];
+    __shared__ __align__(16) int seen[SELECT_BLOCKS];  // the history, where it is summed beside the choice
+    __shared__ int64_t seen_by_warp[WARP_SIZE];
+    __shared__ float complex;
+    __shared__ int required;
     __shared__ bool last;
-    const int64_t seq = blockIdx.x, head = blockIdx.y;
+    const int seq = blockIdx.x, head = blockIdx.y, width = (int)max_blocks_per_seq;
     if (seq >= num_seqs) return;
-    const int64_t given = num_seq_blocks[seq], blocks = min(max(given, (int64_t)0), max_blocks_per_seq);
-    int* const accesses = history + seq * max_blocks_per_seq;
-    int flags = given != blocks ? STATUS_RANGE : 0, rank = 0;
-    const int required = requirement[seq];
-    // The row's score from its history, of which `own` is what this thread has seen; every thread calls it.
-    const auto row_rank = [&](int64_t own) {
-        const float mean = __fdiv_rn(__ll2float_rn(block_sum(own)), __ll2float_rn(max(blocks, (int64_t)1)));
-        const float seen = __fdiv_rn(mean < 100.0f ? mean : 100.0f, 100.0f);
-        const float c = complexity[seq];
-        if (isnan(c)) flags |= STATUS_NOT_A_NUMBER;
-        const float clamped = isnan(c) ? 0.0f : c < 1.0f ? c : 1.0f;
+    const float* const scores = block_score + (seq * num_score_heads + head) * width;
+    int* const accesses = history + (int64_t)seq * width;
+    const bool sum = num_select_heads != num_score_heads;
+    const bool early = mode != PAPER;  // the seed's budgets need the rank, and every head finds it
+    // What lies behind the row is read too, so that nothing waits for its length.
+    Choice<CHOICE_THREADS> choice(memory);
+    const bool chooses = head < num_select_heads;
+    choice.take(chooses ? width : 0, [&](int block) { return scores[block]; });
+    const int given = num_seq_blocks[seq], blocks = min(max(given, 0), width);
+    const bool ranks = head == 0 && !early;
+    if (ranks) ask_row<CHOICE_THREADS>(seen, accesses, min(width, SELECT_BLOCKS));
+    if (threadIdx.x == 0) {
+        complex = complexity[seq];
+        required = requirement[seq];
+        if (given != blocks) atomicOr(status, STATUS_RANGE);
+    }
+    int rank = 0;
+    // The row's score from its history's sum; one thread of the first head writes it.
+    const auto row_rank = [&](int64_t all, bool writes) {
+        const float mean = __fdiv_rn(__ll2float_rn(all), __int2float_rn(max(blocks, 1)));
+        const float share = __fdiv_rn(mean < 100.0f ? mean : 100.0f, 100.0f);
+        const float clamped = isnan(complex) ? 0.0f : complex < 1.0f ? complex : 1.0f;
         float total = __fadd_rn(__fmul_rn(permille(weight_complexity), clamped),
                                 __fmul_rn(permille(weight_requirement), __int2float_rn(required)));
-        total = __fadd_rn(total, __fmul_rn(permille(weight_history), seen));
+        total = __fadd_rn(total, __fmul_rn(permille(weight_history), share));
         const float threshold = permille(threshold_permille);
         const int found = total > threshold ? 2 : total > __fmul_rn(threshold, 0.5f) ? 1 : 0;
-        if (head == 0 && threadIdx.x == 0) {
+        if (writes) {
             row_score[seq] = total;
             priority[seq] = (int8_t)found;
+            if (isnan(complex)) atomicOr(status, STATUS_NOT_A_NUMBER);
         }
         return found;
     };
-    int64_t accessed = 0;
-    const bool early = mode != PAPER;  // the seed's budgets need the rank, and every head finds it
-    for (int64_t i = threadIdx.x; early && i < blocks; i += blockDim.x) accessed += accesses[i];
-    if (early) rank = row_rank(accessed);
-    int64_t budget = paper_budget(blocks, ratio_permille, sinks, recent, budget_blocks);
+    const auto accesses_from = [&](int first) {  // this thread's part of them
+        int64_t seen_here = 0;
+#pragma unroll 4
+        for (int i = first + (int)threadIdx.x; i < blocks; i += CHOICE_THREADS) seen_here += accesses[i];
+        return seen_here;
+    };
+    if (early) rank = row_rank(block_sum(accesses_from(0)), head == 0 && threadIdx.x == 0);
+    int budget = (int)paper_budget(blocks, ratio_permille, sinks, recent, budget_blocks);
     if (mode == SEED) {
         const int64_t extra = rank == 2 ? min(max((int64_t)required + 1, (int64_t)0), (int64_t)4) : rank;
-        budget = min(blocks, min(blocks, (int64_t)sinks + recent) + extra);
+        budget = (int)min((int64_t)blocks, min((int64_t)blocks, (int64_t)sinks + recent) + extra);
     } else if (mode != PAPER) {
         budget = rank == 0 ? min(blocks, blocks / 2 + 1) : blocks;  // S:442-445
     }
     if (budget > max_selected) {
-        flags |= STATUS_RANGE;
+        if (threadIdx.x == 0) atomicOr(status, STATUS_RANGE);
         budget = 0;
     }
-    const float* const scores = block_score + (seq * num_score_heads + head) * max_blocks_per_seq;
-    const bool sum = num_select_heads != num_score_heads;
-    const auto score_of = [&](int64_t block, bool& undefined) {
-        float total = scores[block];
-        undefined |= isnan(total);
-        if (!sum) return total;
-        if (isnan(total)) total = -INFINITY;
-        for (int64_t other = 1; other < num_score_heads; ++other) {
-            const float next = scores[other * max_blocks_per_seq + block];
-            undefined |= isnan(next);
-            total = __fadd_rn(total, isnan(next) ? -INFINITY : next);
+    if (!chooses) budget = max_selected = 0;
+    // A block that is kept by one head at least.
+    const auto count_access = [&](int logical) {
+        accesses[logical] += 1;
+        if (!block_table) return;
+        const int block = block_table[(int64_t)seq * width + logical];
+        if (block < 0 || block >= num_blocks) {
+            atomicOr(status, block == -1 ? STATUS_UNMAPPED : STATUS_RANGE);
+            return;
         }
-        undefined |= isnan(total);
-        return positive_zero(total);
+        if (uses) atomicAdd(&uses[block], 1);
+        if (freq) atomicAdd(&freq[block], 1);
+        if (last_use) last_use[block] = clock;  // the same from whoever writes it
     };
-    const int64_t at = seq * num_select_heads + head;
-    int* const list = selected + at * max_selected;
     bool undefined = false;
-    if (head < num_select_heads) {
-        if (threadIdx.x == 0) count[at] = (int)budget;
-        Scores<CHOICE_THREADS> held = {score};
-        // What lies behind the row is read too, so that nothing waits for its length.
-        if (!sum) held.ask(scores, max_blocks_per_seq);
-        else held.put([&](int block) { return score_of(block, undefined); }, blocks);
-        // The first head's thread block sums the history beside, so that both are under way at once.
-        if (head == 0 && !early) {
-#pragma unroll 8
-            for (int64_t i = threadIdx.x; i < max_blocks_per_seq; i += CHOICE_THREADS) {
-                const int seen = accesses[i];
-                accessed += i < blocks ? seen : 0;
-            }
-        }
-        held.have();
-        if (!select_best_at_once(held, blocks, budget, list, max_selected, sinks, recent, undefined, memory)) {
-            __syncthreads();
-            for (int64_t block = threadIdx.x; block < blocks; block += blockDim.x) score_of(block, undefined);
-            const auto key_of = [&](int64_t block) {
-                bool ignored;
-                return selection_key(score_of(block, ignored), block, blocks, sinks, recent);
-            };
-            select_best(key_of, blocks, budget, list, max_selected);
-        }
+    if (sum) choice.add_heads(scores, num_score_heads, width, blocks, undefined);
+    const bool found = choice.find(blocks, budget, sinks, recent, undefined);
+    int64_t at = seq * num_select_heads + head;
+    asm volatile("" : "+l"(at));  // not before: else the compiler keeps the list's address beside the scores, and spills
+    int* const list = selected + at * max_selected;
+    if (chooses && threadIdx.x == 0) count[at] = budget;
+    // What was accessed is known before it changes: list() has a barrier before it keeps.
+    if (ranks) {
+        int64_t seen_here = accesses_from(SELECT_BLOCKS);
+        await_copies<0>();
+        each_asked<CHOICE_THREADS>(seen, accesses, min(width, SELECT_BLOCKS), [&](int block, int times) {
+            seen_here += block < blocks ? times : 0;
+        });
+        seen_here = warp_total(seen_here);
+        if (threadIdx.x % WARP_SIZE == 0) seen_by_warp[threadIdx.x / WARP_SIZE] = seen_here;
     }
-    if (undefined) flags |= STATUS_NOT_A_NUMBER;
-    if (head == 0 && !early) row_rank(accessed);
-
-    // Only now, when nobody of the sequence reads the history any more, may it change.
-    if (num_select_heads > 1) {
+    const bool at_once = found && num_select_heads == 1 && !block_table;
+    if (found) {
+        choice.list(blocks, sinks, recent, 0, budget, [&](int place, int block) {
+            list[place] = block;
+            if (at_once) atomicAdd(&accesses[block], 1);  // nobody waits for it
+        });
+        for (int64_t i = budget + (int)threadIdx.x; i < max_selected; i += CHOICE_THREADS) list[i] = -1;
+    } else {
         __syncthreads();
+        undefined |= choose_any(scores, width, sum ? (int)num_score_heads : 1, blocks, budget, list, max_selected, sinks, recent);
+    }
+    if (undefined) atomicOr(status, STATUS_NOT_A_NUMBER);
+    if (ranks && threadIdx.x / WARP_SIZE == WARPS - 1) {  // a warp that has nothing to list
+        const int lane = threadIdx.x % WARP_SIZE;
+        row_rank(warp_total(lane < WARPS ? seen_by_warp[lane] : (int64_t)0), lane == 0);
+    }
+    if (at_once) return;
+    // Only now, when nobody of the sequence reads the history any more, may it change.
+    __syncthreads();
+    if (num_select_heads > 1) {
         if (threadIdx.x == 0) {
             __threadfence();
             last = atomicAdd(&workspace[seq], 1) == num_select_heads - 1;
@@ -154,36 +208,23 @@ extern "C" __global__ void __launch_bounds__(CHOICE_THREADS, 1024 / CHOICE_THREA
             __threadfence();
         }
         __syncthreads();
-        if (!last) {
-            if (flags) atomicOr(status, flags);
-            return;
-        }
     }
-    for (int i = threadIdx.x; i < SELECT_WORDS; i += blockDim.x) memory.chosen[i] = 0;
-    __syncthreads();
-    for (int64_t i = threadIdx.x; i < num_select_heads * budget; i += blockDim.x) {
-        const int64_t by = i / budget;  // all heads have the same budget
-        const int* const its_list = selected + (seq * num_select_heads + by) * max_selected;
-        const int logical = __ldcg(its_list + i % budget);
-        bool counted = false;
-        if (blocks <= 32 * SELECT_WORDS) {
-            counted = atomicOr(&memory.chosen[logical / 32], 1u << logical % 32) >> logical % 32 & 1;
-        } else {
-            for (int64_t earlier = 0; earlier < by && !counted; ++earlier) {
-                counted = contains(selected + (seq * num_select_heads + earlier) * max_selected, budget, logical);
+    if (num_select_heads == 1 || last) {
+        for (int i = threadIdx.x; i < SELECT_WORDS; i += CHOICE_THREADS) memory.chosen[i] = 0;
+        __syncthreads();
+        for (int i = threadIdx.x; i < (int)num_select_heads * budget; i += CHOICE_THREADS) {
+            const int by = i / budget;  // all heads have the same budget
+            const int* const its_list = selected + (seq * num_select_heads + by) * max_selected;
+            const int logical = __ldcg(its_list + i % budget);
+            bool counted = false;
+            if (blocks <= 32 * SELECT_WORDS) {
+                counted = atomicOr(&memory.chosen[logical / 32], 1u << logical % 32) >> logical % 32 & 1;
+            } else {
+                for (int earlier = 0; earlier < by && !counted; ++earlier) {
+                    counted = contains(selected + (seq * num_select_heads + earlier) * max_selected, budget, logical);
+                }
             }
+            if (!counted) count_access(logical);
         }
-        if (counted) continue;
-        accesses[logical] += 1;
-        if (!block_table) continue;
-        const int block = block_table[seq * max_blocks_per_seq + logical];
-        if (block < 0 || block >= num_blocks) {
-            flags |= block == -1 ? STATUS_UNMAPPED : STATUS_RANGE;
-            continue;
-        }
-        if (uses) atomicAdd(&uses[block], 1);
-        if (freq) atomicAdd(&freq[block], 1);
-        if (last_use) last_use[block] = clock;  // the same from whoever writes it
     }
-    if (flags) atomicOr(status, flags);
 }

@@ -31,11 +31,11 @@ __device__ __forceinline__ uint4 matrices(const unsigned char* row) {
 }
 
 // Attend the units [low, high) of a list; arguments as attend's (attention_tiles.cuh). WARPS warps call it, each with a
-// ring of its own at `rings`.
-template <int DIM, int WARPS, typename UnitOf, typename Sink>
+// ring of its own at `rings`. `meanwhile` is called when the first tiles are under way; a barrier follows it.
+template <int DIM, int WARPS, typename UnitOf, typename Sink, typename Meanwhile>
 __device__ __forceinline__ void attend_kept(const half* query, int group, const Cache& cache, int64_t kv_head,
                                             float scale, int low, int high, UnitOf unit_of, Sink sink,
-                                            unsigned char* rings) {
+                                            Meanwhile meanwhile, unsigned char* rings) {
     constexpr int ROW = 2 * DIM, CHUNKS = ROW / 16, STEPS = DIM / 16;  // bytes, 16-byte chunks, products
     __shared__ float warp_max[WARPS][TILE_HEADS], warp_sum[WARPS][TILE_HEADS];
     const int lane = threadIdx.x % WARP_SIZE, warp = uniform_warp(), r = lane / 4, c = lane % 4;
@@ -82,6 +82,10 @@ __device__ __forceinline__ void attend_kept(const half* query, int group, const 
         return at;
     };
     look_up(0);
+    int tokens = bring(cache.key, 0);
+    bring(cache.value, 0);
+    int next_tokens = bring(cache.key, 1);
+    meanwhile();
     unsigned q[STEPS][2];
 #pragma unroll
     for (int j = 0; j < STEPS; ++j) {
@@ -90,9 +94,6 @@ __device__ __forceinline__ void attend_kept(const half* query, int group, const 
         q[j][0] = there ? from[0] : 0;
         q[j][1] = there ? from[4] : 0;
     }
-    int tokens = bring(cache.key, 0);
-    bring(cache.value, 0);
-    int next_tokens = bring(cache.key, 1);
     float mixed[STEPS][4], top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
 #pragma unroll
     for (int m = 0; m < STEPS; ++m) mixed[m][0] = mixed[m][1] = mixed[m][2] = mixed[m][3] = 0.0f;

@@ -51,51 +51,57 @@ extern "C" __global__ void __launch_bounds__(128, 4) query_aware_paged_attention
     score_blocks(call, table, score, first, row.blocks, seq, kv_head);
 }
 
-// The choice of a row by the paper's budget, which it gives; the whole thread block calls it.
-template <int THREADS>
-__device__ __forceinline__ int choose_row(const float* scores, int64_t blocks, int64_t max_blocks, int* list,
-                                          int64_t max_selected, int ratio_permille, int sinks, int recent,
-                                          int budget_blocks, float* held, SelectMemory& memory, int* status) {
-    int64_t budget = paper_budget(blocks, ratio_permille, sinks, recent, budget_blocks);
+// Blocks to keep of a row by the paper's budget; none, and a flag, where the list cannot hold them.
+__device__ __forceinline__ int64_t budget_of(int64_t blocks, int64_t max_selected, int ratio_permille, int sinks, int recent,
+                                             int budget_blocks, int* status) {
+    const int64_t budget = paper_budget(blocks, ratio_permille, sinks, recent, budget_blocks);
+    if (budget <= max_selected) return budget;
+    if (threadIdx.x == 0) atomicOr(status, STATUS_RANGE);
+    return 0;
+}
+
+// The choice of a row, by the whole thread block: keep(place, block) for each block kept whose place in the list lies within
+// [low, high). Where it is not of the kind that Choice makes, the whole list is written first.
+template <int THREADS, typename Keep>
+__device__ __forceinline__ void choose_row(const float* scores, int64_t blocks, int64_t max_blocks, int64_t budget,
+                                           int* list, int64_t max_selected, int sinks, int recent, int low, int high,
+                                           SelectMemory& memory, int* status, Keep keep) {
     bool undefined = false;
-    int flags = 0;
-    if (budget > max_selected) {
-        flags |= STATUS_RANGE;
-        budget = 0;
-    }
-    Scores<THREADS> scores_here = {held};
-    scores_here.ask(scores, max_blocks);
-    scores_here.have();
-    if (!select_best_at_once(scores_here, blocks, budget, list, max_selected, sinks, recent, undefined, memory)) {
+    Choice<THREADS> choice(memory);
+    choice.take((int)max_blocks, [&](int block) { return __ldcg(scores + block); });
+    await_copies<0>();  // what the caller has asked for, to be there when blocks are kept
+    if (choice.find((int)blocks, (int)budget, sinks, recent, undefined)) {
+        choice.list((int)blocks, sinks, recent, low, high, keep);
+    } else {
         __syncthreads();
         for (int64_t i = threadIdx.x; i < blocks; i += THREADS) undefined |= isnan(__ldcg(scores + i));
         const auto key_of = [&](int64_t i) { return selection_key(__ldcg(scores + i), i, blocks, sinks, recent); };
         select_best(key_of, blocks, budget, list, max_selected);
+        for (int i = low + (int)threadIdx.x; i < high; i += THREADS) keep(i, __ldcg(list + i));
     }
-    if (undefined) flags |= STATUS_NOT_A_NUMBER;
-    if (flags) atomicOr(status, flags);
-    return (int)budget;
+    if (undefined) atomicOr(status, STATUS_NOT_A_NUMBER);
 }
 
 // Fused, second: the choice. One thread block per (sequence, KV head).
 extern "C" __global__ void __launch_bounds__(512, 1) query_aware_paged_attention_select(QUERY_AWARE_PARAMETERS) {
     __shared__ SelectMemory memory;
-    __shared__ __align__(16) float held[SELECT_BLOCKS];
     const int64_t seq = blockIdx.x, at = seq * num_kv_heads + blockIdx.y;
     if (seq >= num_seqs) return;
     const Row row = row_of(seq_lens, seq, block_size, max_blocks_per_seq, status);
-    const int budget = choose_row<512>(score + at * max_blocks_per_seq, row.blocks, max_blocks_per_seq,
-                                       selected + at * max_selected, max_selected, ratio_permille, sinks, recent,
-                                       budget_blocks, held, memory, status);
-    if (threadIdx.x == 0) count[at] = budget;
+    const int64_t budget = budget_of(row.blocks, max_selected, ratio_permille, sinks, recent, budget_blocks, status);
+    int* const list = selected + at * max_selected;
+    choose_row<512>(score + at * max_blocks_per_seq, row.blocks, max_blocks_per_seq, budget, list, max_selected, sinks,
+                    recent, 0, (int)budget, memory, status, [&](int place, int block) { list[place] = block; });
+    for (int64_t i = budget + threadIdx.x; i < max_selected; i += 512) list[i] = -1;
+    if (threadIdx.x == 0) count[at] = (int)budget;
 }
 
 // Fused, in one launch, in three steps that all thread blocks go through: score windows of blocks, choose for a row, attend
-// to a part of a row's list. Between them a row waits for itself only, by its ticket: arrivals of scored windows, then CHOSEN
-// and arrivals of parts, 0 at the end. All thread blocks of the launch must be resident at once, because they wait for each
-// other: there are no more of them than the device holds.
+// to a part of its list. All thread blocks of a row make its choice, each for itself, so that they wait for its scores only,
+// by the row's ticket: arrivals of scored windows, then of parts, 0 at the end. All thread blocks of the launch must be
+// resident at once, because they wait for each other: there are no more of them than the device holds.
 constexpr int AT_ONCE_WARPS = 12, AT_ONCE_THREADS = AT_ONCE_WARPS * WARP_SIZE;
-constexpr int CHOSEN = 1 << 30;
+constexpr int KEPT_HERE = 256;  // blocks of a part that are handed on in shared memory; of a longer one the list is read
 
 __device__ __forceinline__ int look_at(const int* ticket) {
     int seen;
@@ -115,49 +121,77 @@ __device__ __forceinline__ int arrive(int* ticket) {
     __shared__ int before;
     __syncthreads();
     if (threadIdx.x == 0) {
-        __threadfence();
-        before = atomicAdd(ticket, 1);
-        __threadfence();
+        int found;
+        asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(found) : "l"(ticket) : "memory");
+        before = found;
     }
     __syncthreads();
     return before;
 }
 
-// The parts of a row put together, two channels per thread, sixteen parts under way.
+// The parts of a row put together: a warp per head finds their weights, then each thread mixes two channels, sixteen parts
+// under way. `scratch` holds two floats per part and head, and one per head.
 template <int DIM>
 __device__ __forceinline__ void merge_row(const float* partial_output, const float* partial_ml, int64_t first, int splits,
-                                          int64_t num_heads, int64_t head, int group, half* output, float* lse) {
+                                          int64_t num_heads, int64_t head, int group, half* output, float* lse,
+                                          int* blocks_read, int* tokens_read, float* scratch) {
     constexpr int UNDER_WAY = 16;
-    for (int item = threadIdx.x; item < group * DIM / 2; item += AT_ONCE_THREADS) {
+    const int warp = uniform_warp(), lane = threadIdx.x % WARP_SIZE, items = group * DIM / 2;
+    float2* const part_of = reinterpret_cast<float2*>(scratch);  // [group][splits] its maximum, then weight; its sum
+    float* const whole = scratch + 2 * group * splits;           // [group] 1 / sum
+    float2 held[UNDER_WAY];
+    const auto ask = [&](int item, int start) {
         const int h = item / (DIM / 2), d = item % (DIM / 2) * 2;
-        float top = -INFINITY, sum = 0.0f;
-        float2 mixed = {0.0f, 0.0f};
-        for (int start = 0; start < splits; start += UNDER_WAY) {
-            float2 ml[UNDER_WAY], held[UNDER_WAY];
 #pragma unroll
-            for (int i = 0; i < UNDER_WAY; ++i) {
-                const int64_t at = (first + min(start + i, splits - 1)) * num_heads + head + h;
-                ml[i] = __ldcg(reinterpret_cast<const float2*>(partial_ml + 4 * at));
-                held[i] = __ldcg(reinterpret_cast<const float2*>(partial_output + at * DIM + d));
-            }
-            float highest = top;
-#pragma unroll
-            for (int i = 0; i < UNDER_WAY; ++i) highest = fmaxf(highest, ml[i].x);  // behind the last, the last again
-            const float shrink = rescale(top, highest);
-            mixed = {mixed.x * shrink, mixed.y * shrink};
-            sum *= shrink;
-#pragma unroll
-            for (int i = 0; i < UNDER_WAY; ++i) {
-                const float w = start + i < splits ? rescale(ml[i].x, highest) : 0.0f;
-                sum += w * ml[i].y;
-                mixed.x += w * held[i].x;
-                mixed.y += w * held[i].y;
-            }
-            top = highest;
+        for (int i = 0; i < UNDER_WAY; ++i) {
+            const int64_t at = (first + min(start + i, splits - 1)) * num_heads + head + h;
+            held[i] = __ldcg(reinterpret_cast<const float2*>(partial_output + at * DIM + d));
         }
-        const float part = sum == 0.0f ? 0.0f : 1.0f / sum;
-        *reinterpret_cast<half2*>(output + h * DIM + d) = __floats2half2_rn(mixed.x * part, mixed.y * part);
-        if (d == 0) lse[h] = sum == 0.0f ? -INFINITY : top * LN_2 + logf(sum);
+    };
+    int item = threadIdx.x;
+    if (item < items) ask(item, 0);
+    for (int h = warp; h < group; h += AT_ONCE_WARPS) {
+        float2* const own = part_of + h * splits;
+        float top = -INFINITY, sum = 0.0f;
+        int blocks = 0, tokens = 0;
+        for (int i = lane; i < splits; i += WARP_SIZE) {
+            const float4 part = __ldcg(reinterpret_cast<const float4*>(partial_ml + 4 * ((first + i) * num_heads + head + h)));
+            own[i] = {part.x, part.y};
+            top = fmaxf(top, part.x);
+            blocks += __float_as_int(part.z);
+            tokens += __float_as_int(part.w);
+        }
+        blocks = warp_total(blocks);
+        tokens = warp_total(tokens);
+        top = warp_reduce_max(top);
+        for (int i = lane; i < splits; i += WARP_SIZE) {
+            own[i].x = rescale(own[i].x, top);
+            sum += own[i].x * own[i].y;
+        }
+        sum = warp_reduce_sum(sum);
+        if (lane == 0) whole[h] = sum == 0.0f ? 0.0f : 1.0f / sum;
+        if (lane == 0) lse[h] = sum == 0.0f ? -INFINITY : top * LN_2 + logf(sum);
+        if (lane == 0) blocks_read[h] = blocks;
+        if (lane == 0) tokens_read[h] = tokens;
+    }
+    __syncthreads();
+    while (item < items) {
+        const int h = item / (DIM / 2), d = item % (DIM / 2) * 2;
+        float2 mixed = {0.0f, 0.0f};
+        for (int start = 0;;) {
+#pragma unroll
+            for (int i = 0; i < UNDER_WAY; ++i) {
+                const float weight = start + i < splits ? part_of[h * splits + start + i].x : 0.0f;
+                mixed.x += weight * held[i].x;
+                mixed.y += weight * held[i].y;
+            }
+            start += UNDER_WAY;
+            if (start >= splits) break;
+            ask(item, start);
+        }
+        *reinterpret_cast<half2*>(output + h * DIM + d) = __floats2half2_rn(mixed.x * whole[h], mixed.y * whole[h]);
+        item += AT_ONCE_THREADS;
+        if (item < items) ask(item, 0);
     }
 }
 
@@ -196,37 +230,46 @@ extern "C" __global__ void __launch_bounds__(AT_ONCE_THREADS, 1)
         }
         if (flags) atomicOr(status, flags);
     }
-    __syncthreads();  // the rings are free
-    for (int at = blockIdx.x; at < rows; at += gridDim.x) {
-        const Row row = row_of(seq_lens, at / kv_heads, block_size, max_blocks_per_seq, status);
-        wait_for(&tickets[at], windows.per_row);
-        const int budget = choose_row<AT_ONCE_THREADS>(
-            score + at * max_blocks_per_seq, row.blocks, max_blocks_per_seq, selected + at * max_selected, max_selected,
-            ratio_permille, sinks, recent, budget_blocks, reinterpret_cast<float*>(rings),
-            *reinterpret_cast<SelectMemory*>(rings + 4 * SELECT_BLOCKS), status);
-        if (threadIdx.x == 0) {
-            count[at] = budget;
-            __threadfence();
-            atomicExch(&tickets[at], CHOSEN);
-        }
-        __syncthreads();
-    }
     // As many parts of a row as there are thread blocks for it, of at least eight blocks.
     const int splits = max(min(min((int)gridDim.x / rows, (int)max_selected / 8), (int)(max_segments / num_seqs)), 1);
+    int* const row_table = reinterpret_cast<int*>(rings);  // [SELECT_BLOCKS], until the list is known
+    SelectMemory& memory = *reinterpret_cast<SelectMemory*>(rings + 4 * SELECT_BLOCKS);
+    __shared__ int2 kept[KEPT_HERE];  // logical and physical
+    __shared__ int told[2];           // blocks and tokens that the part reads
     for (int task = blockIdx.x; task < rows * splits; task += gridDim.x) {
         const int at = task / splits, part = task - at * splits, seq = at / kv_heads, kv_head = at - seq * kv_heads;
         const int* const table = block_table + seq * max_blocks_per_seq;
-        const int* const list = selected + at * max_selected;
+        int* const list = selected + at * max_selected;
         const int64_t head = (int64_t)seq * num_heads + kv_head * group;
         const Row row = row_of(seq_lens, seq, block_size, max_blocks_per_seq, status);
-        wait_for(&tickets[at], CHOSEN);
-        const int size = uniform(__ldcg(count + at));
-        if (size == 0 && row.blocks > 0 && threadIdx.x == 0) atomicOr(status, STATUS_RANGE);
+        const int size = (int)budget_of(row.blocks, max_selected, ratio_permille, sinks, recent, budget_blocks, status);
+        const int low = (int)((int64_t)size * part / splits), high = (int)((int64_t)size * (part + 1) / splits);
+        const bool here = high - low <= KEPT_HERE;
+        __syncthreads();  // the rings are free
+        ask_row<AT_ONCE_THREADS>(row_table, table, min(row.blocks, (int64_t)SELECT_BLOCKS));
+        if (threadIdx.x < 2) told[threadIdx.x] = 0;
+        wait_for(&tickets[at], windows.per_row);
+        if (splits == 1 && threadIdx.x == 0) tickets[at] = 0;
+        choose_row<AT_ONCE_THREADS>(score + at * max_blocks_per_seq, row.blocks, max_blocks_per_seq, size, list,
+                                    max_selected, sinks, recent, low, high, memory, status, [&](int place, int block) {
+                                        if (here) {
+                                            kept[place - low] = {block, block < SELECT_BLOCKS ? row_table[block] : table[block]};
+                                        } else {
+                                            list[place] = block;
+                                        }
+                                    });
+        __syncthreads();
         const auto unit_of = [&](int unit, int& block, int& tokens) {
-            const int logical = __ldcg(list + unit), found = table[logical];
-            const bool held = found >= 0 && found < num_blocks;
-            block = held ? found : 0;
-            tokens = held ? (int)min(block_size, row.length - logical * block_size) : 0;
+            int2 entry;  // logical and physical
+            if (here) {
+                entry = kept[unit - low];
+            } else {
+                entry.x = __ldcg(list + unit);
+                entry.y = table[entry.x];
+            }
+            const bool held = entry.y >= 0 && entry.y < num_blocks;
+            block = held ? entry.y : 0;
+            tokens = held ? (int)min(block_size, row.length - entry.x * block_size) : 0;
         };
         const int64_t to = ((int64_t)seq * splits + part) * num_heads + kv_head * group;
         const auto sink = [&](int h, int d, float value, float top, float sum) {
@@ -235,35 +278,45 @@ extern "C" __global__ void __launch_bounds__(AT_ONCE_THREADS, 1)
                 if (d == 0) lse[head + h] = sum == 0.0f ? -INFINITY : top * LN_2 + logf(sum);
             } else {
                 partial_output[(to + h) * DIM + d] = value;
-                if (d == 0) *reinterpret_cast<float2*>(partial_ml + 4 * (to + h)) = {top, sum};
+                if (d == 0) {
+                    *reinterpret_cast<float4*>(partial_ml + 4 * (to + h)) = {top, sum, __int_as_float(told[0]),
+                                                                             __int_as_float(told[1])};
+                }
             }
         };
-        const Cache cache = {key_cache, value_cache, num_blocks, block_size, num_kv_heads, head_dim};
-        const int low = (int)((int64_t)size * part / splits), high = (int)((int64_t)size * (part + 1) / splits);
-        attend_kept<DIM, AT_ONCE_WARPS>(query + head * DIM, group, cache, kv_head, scale, low, high, unit_of, sink, rings);
-        if (arrive(&tickets[at]) == CHOSEN + splits - 1) {  // which also makes the rings free again
-            if (threadIdx.x == 0) tickets[at] = 0;
-            if (splits > 1) {
-                merge_row<DIM>(partial_output, partial_ml, (int64_t)seq * splits, splits, num_heads,
-                               (int64_t)kv_head * group, group, output + head * DIM, lse + head);
+        // Beside the first K and V that are under way: the list, and what is read.
+        const auto meanwhile = [&] {
+            int blocks_here = 0, tokens_here = 0;
+            for (int unit = low + (int)threadIdx.x; unit < high; unit += AT_ONCE_THREADS) {
+                int block, tokens;
+                unit_of(unit, block, tokens);
+                if (here) list[unit] = kept[unit - low].x;
+                blocks_here += tokens > 0;
+                tokens_here += tokens;
             }
+            if (warp * WARP_SIZE < high - low) {
+                blocks_here = warp_total(blocks_here);
+                tokens_here = warp_total(tokens_here);
+                if (lane == 0) atomicAdd(&told[0], blocks_here);
+                if (lane == 0) atomicAdd(&told[1], tokens_here);
+            }
+            if (part > 0) return;
+            for (int64_t i = size + (int)threadIdx.x; i < max_selected; i += AT_ONCE_THREADS) list[i] = -1;
+            if (threadIdx.x == 0) count[at] = size;
+            if (threadIdx.x == 0 && size == 0 && row.blocks > 0) atomicOr(status, STATUS_RANGE);
+        };
+        const Cache cache = {key_cache, value_cache, num_blocks, block_size, num_kv_heads, head_dim};
+        attend_kept<DIM, AT_ONCE_WARPS>(query + head * DIM, group, cache, kv_head, scale, low, high, unit_of, sink,
+                                        meanwhile, rings);
+        if (splits == 1) {
+            if (threadIdx.x < group) blocks_read[head + threadIdx.x] = told[0];
+            if (threadIdx.x < group) tokens_read[head + threadIdx.x] = told[1];
+        } else if (arrive(&tickets[at]) == windows.per_row + splits - 1) {
+            if (threadIdx.x == 0) tickets[at] = 0;
+            merge_row<DIM>(partial_output, partial_ml, (int64_t)seq * splits, splits, num_heads,
+                           (int64_t)kv_head * group, group, output + head * DIM, lse + head,
+                           blocks_read + head, tokens_read + head, reinterpret_cast<float*>(rings));
         }
-    }
-    // What was read, told when nobody waits for it any more.
-    for (int at = blockIdx.x; at < rows; at += gridDim.x) {
-        const int seq = at / kv_heads;
-        const int* const table = block_table + seq * max_blocks_per_seq;
-        const Row row = row_of(seq_lens, seq, block_size, max_blocks_per_seq, status);
-        int64_t read = 0;  // blocks in the upper half, tokens in the lower
-        for (int i = threadIdx.x; i < count[at]; i += AT_ONCE_THREADS) {
-            const int logical = selected[at * max_selected + i], held = table[logical];
-            const int64_t tokens = min(block_size, row.length - logical * block_size);
-            if (held >= 0 && held < num_blocks) read += ((int64_t)1 << 32) + tokens;
-        }
-        read = block_sum(read);
-        const int64_t head = (int64_t)seq * num_heads + (at - seq * kv_heads) * group;
-        if (threadIdx.x < group) blocks_read[head + threadIdx.x] = (int)(read >> 32);
-        if (threadIdx.x < group) tokens_read[head + threadIdx.x] = (int)read;
     }
 }
 

@@ -257,7 +257,13 @@ def _fused(seed: int, lens: Sequence[int], bend: Any = None, width: int = 40, sc
     return make
 
 
+def _same_boxes(arrays: Arrays) -> None:
+    arrays["box"][:, :, 0] = np.float16(-1)
+    arrays["box"][:, :, 1] = np.float16(1)
+
+
 _LENS = [100, 0, 33, 16, 200, 7]
+_WIDE = {"num_heads": 8, "num_kv_heads": 2, "head_dim": 128}  # what one launch scores, chooses and attends for
 _QUERY_AWARE: tuple[tuple[str, str, Any, Status], ...] = (
     ("everything_kept", "equals attention over the whole sequence", _selected(50, _LENS, _everything), Status.OK),
     ("every_other_per_head", "the heads keep different blocks", _selected(51, _LENS, _every_other), Status.OK),
@@ -385,6 +391,60 @@ _QUERY_AWARE: tuple[tuple[str, str, Any, Status], ...] = (
         "a budget beyond the list is refused for that row",
         _fused(76, [1000, 90], width=10),
         Status.RANGE,
+    ),
+    (
+        "fused_at_once",
+        "heads of 128 channels: rows from nothing to long in one launch",
+        _fused(78, [4000, 0, 7, 999, 16, 517], width=128, **_WIDE, scalars={"budget_blocks": 40}),
+        Status.OK,
+    ),
+    (
+        "fused_at_once_alone",
+        "one long row by all multiprocessors",
+        _fused(79, [20011], width=136, **_WIDE, scalars={"budget_blocks": 130}),
+        Status.OK,
+    ),
+    (
+        "fused_at_once_8",
+        "a group of 8, 30 per cent of the blocks",
+        _fused(80, [3000, 1777], width=64, num_heads=16, num_kv_heads=2, head_dim=128),
+        Status.OK,
+    ),
+    (
+        "fused_at_once_many",
+        "more rows than multiprocessors",
+        _fused(81, [20 + (i * 37) % 300 for i in range(80)], width=12, **_WIDE, scalars={"reduction": "sum"}),
+        Status.OK,
+    ),
+    (
+        "fused_at_once_everything",
+        "all blocks, more than are handed on in shared memory",
+        _fused(82, [9000, 100], width=570, **_WIDE, scalars={"ratio_permille": 1000}),
+        Status.OK,
+    ),
+    (
+        "fused_at_once_ties",
+        "equal boxes, the lower blocks",
+        _fused(83, [20000], _same_boxes, width=100, **_WIDE, scalars={"budget_blocks": 100}),
+        Status.OK,
+    ),
+    (
+        "fused_at_once_narrow_list",
+        "a budget beyond the list is refused for that row",
+        _fused(84, [1000, 90], width=10, **_WIDE),
+        Status.RANGE,
+    ),
+    (
+        "fused_at_once_hole",
+        "a missing block scores -inf; kept it is flagged",
+        _fused(85, [3000], _bend("block_table", (0, 0), -1), width=64, **_WIDE),
+        Status.UNMAPPED,
+    ),
+    (
+        "fused_at_once_beyond",
+        "more blocks than one choice holds in registers",
+        _fused(86, [16 * 8200], width=50, num_heads=4, num_kv_heads=1, head_dim=128, scalars={"budget_blocks": 50}),
+        Status.OK,
     ),
     (
         "fused_hole",

@@ -396,6 +396,32 @@ def _ties(arrays: Arrays) -> None:
     arrays["block_score"][:, 1, ::6] = np.float32(-0.0)
 
 
+def _meeting(arrays: Arrays) -> None:
+    at = np.arange(arrays["block_score"].shape[2])
+    arrays["block_score"][:, 0] += np.where(at % 512 < 200, np.float32(30), 0)
+    arrays["block_score"][:, 1] += np.where(at % 1536 < 20, np.float32(30), 0)
+
+
+def _rounded(arrays: Arrays) -> None:
+    np.round(arrays["block_score"] * np.float32(0.5), out=arrays["block_score"])
+
+
+def _lowest(arrays: Arrays) -> None:
+    arrays["block_score"][...] = -np.inf
+    arrays["block_score"][:, 1, 700] = np.float32(-3)
+
+
+def _extremes(arrays: Arrays) -> None:
+    score = arrays["block_score"]
+    score[0, 0, 5:8000:7] = -np.inf
+    score[0, 0, 9:8000:90] = np.inf
+    score[0, 1, 3:8000:2] = np.nan
+    score[1, 0, 100] = np.float32(3e38)
+    score[1, 0, 200] = np.float32(-3e38)
+    score[1, 1, 1:4000] *= np.float32(1e-44)
+    score[2, 0] = np.where(np.arange(score.shape[2]) % 3, score[2, 0], np.inf)
+
+
 def _negatives(arrays: Arrays) -> None:
     arrays["block_score"] -= np.float32(50)
 
@@ -556,6 +582,67 @@ _SELECTION = (
         "cache_selection", "prime_batch", "more rows than a tile", _select([(i * 5) % 43 for i in range(37)], heads=1)
     ),
     Case("cache_selection", "long_row", "thousands of blocks in a row", _select([3001], heads=1, width=1000)),
+    Case(
+        "cache_selection",
+        "few_of_many",
+        "a small budget of rows from one block to one more than fit in registers",
+        _select([8192, 1, 8193, 7919, 513, 512, 0], width=128, budget_blocks=128),
+    ),
+    Case(
+        "cache_selection",
+        "few_of_many_strict",
+        "the same, nothing kept whatever its score",
+        _select([8192, 1, 8193, 7919, 513], width=100, budget_blocks=100, sinks=0, recent=0),
+    ),
+    Case(
+        "cache_selection",
+        "more_of_many",
+        "a budget of half the row",
+        _select([8192, 8191, 8193], width=4096, heads=1, ratio_permille=500),
+    ),
+    Case(
+        "cache_selection",
+        "many_kept_of_many",
+        "hundreds are always kept, a few are chosen",
+        _select([8192, 700, 640], width=660, budget_blocks=655, sinks=300, recent=350),
+    ),
+    Case(
+        "cache_selection",
+        "best_meet",
+        "the best lie so that few threads hold them all",
+        _select([8192, 4001], width=128, budget_blocks=128, bend=_meeting),
+    ),
+    Case(
+        "cache_selection",
+        "many_equal",
+        "more equal scores than are ranked, the budget ends among them",
+        _select([8192, 4001, 2000], width=128, budget_blocks=128, bend=_rounded),
+    ),
+    Case(
+        "cache_selection",
+        "all_equal",
+        "the lower blocks",
+        _select([8192, 999], width=128, budget_blocks=128, bend=_set("block_score", ..., 1)),
+    ),
+    Case(
+        "cache_selection",
+        "all_lowest",
+        "nothing but -inf, and one score",
+        _select([8192, 999], width=128, budget_blocks=128, bend=_lowest),
+    ),
+    Case(
+        "cache_selection",
+        "long_infinite",
+        "NaN, both infinities and a range beyond fp32 in long rows",
+        _select([8192, 4001, 3000], width=128, budget_blocks=128, bend=_extremes),
+        Status.NOT_A_NUMBER,
+    ),
+    Case(
+        "cache_selection",
+        "long_shared",
+        "one list by the summed scores of long rows",
+        _select([8192, 8193, 3001], heads=3, select_heads=1, width=200, budget_blocks=200),
+    ),
 )
 
 # --- content_generation -----------------------------------------------------------------------------------------------

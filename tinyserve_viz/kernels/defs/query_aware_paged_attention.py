@@ -60,7 +60,7 @@ def at_once(facts: Mapping[str, Any]) -> bool:
         and facts["head_dim"] == 128
         and facts["block_size"] % 16 == 0
         and group in (4, 8)
-        and facts["most_shared"] >= _AT_ONCE_BYTES + 4096
+        and facts["most_shared"] >= _AT_ONCE_BYTES + 8192
     )
 
 
