@@ -3,11 +3,15 @@
 // block, so the box needs no atomics. Threads over channels, eight at a time (16 bytes) where head_dim and the addresses
 // allow it; where a row takes half of the threads or fewer, groups of threads share the block's tokens and put their
 // extremes together in shared memory. The first tokens are fetched while the block is still looked up: at decode the chain
-// of look-ups and the instructions between them are the time, so one token has a path of its own, without divisions.
+// of look-ups and the instructions between them are the time, so one token has a path of its own, without divisions. For
+// more tokens than sequences, where the device has the shared memory, a block's rows come by bulk copies (_streamed).
 // TinyServe S:34-67; boxes: Quest, arXiv 2406.10774.
-#include "common.cuh"
+#include "bulk.cuh"
 
 constexpr int IN_FLIGHT = 4, MOST_THREADS = 128;
+constexpr int STAGES = 2, STAGE_BYTES = 32768;  // definition: fused_reshape_and_block_write.py STREAM_BYTES
+using RowStages = Stages<STAGES, STAGE_BYTES>;
+using Bounds = half[2][8 * MOST_THREADS];  // of a group's threads: lows, highs
 
 // Divides numbers that are not negative, by a shift where that will do: a division is 30 instructions one after the other.
 struct Divisor {
@@ -72,11 +76,10 @@ __device__ __forceinline__ half positive_zeros(half value) { return __hadd(value
 
 // Write `tokens` rows of kv from `source` on into the block of a table entry, from `slot` on. Returns status bits.
 template <typename T>
-__device__ __forceinline__ int write_block(const half* source, int tokens, const int* entry, int slot, const int* ref,
-                                           half* key_cache, half* value_cache, half* box, int64_t num_blocks,
+__device__ __forceinline__ int write_block(Bounds& bounds, const half* source, int tokens, const int* entry, int slot,
+                                           const int* ref, half* key_cache, half* value_cache, half* box, int64_t num_blocks,
                                            int64_t block_size, int64_t num_kv_heads, int64_t head_dim, const Divisor& of_heads) {
     constexpr int CHANNELS = sizeof(T) / sizeof(half);
-    __shared__ __align__(16) half bounds[2][8 * MOST_THREADS];  // of a group's threads: lows, highs
     const int channels = (int)(num_kv_heads * head_dim), columns = channels / CHANNELS, threads = blockDim.x;
     int groups = 1, group = 0, column = threadIdx.x;
     if (2 * columns <= threads) {
@@ -179,6 +182,76 @@ __device__ __forceinline__ int write_token(const half* source, const int* entry,
     return references == 1 ? 0 : references < 1 ? STATUS_UNMAPPED : STATUS_SHARED_WRITE;
 }
 
+// The same for rows of up to MOST_THREADS columns of 16 bytes: they are on their way before the block is looked up.
+__device__ __forceinline__ int write_streamed(RowStages& stages, Bounds& bounds, const half* source, int tokens,
+                                              const int* entry, int slot, const int* ref, half* key_cache,
+                                              half* value_cache, half* box, int64_t num_blocks, int64_t block_size,
+                                              int64_t num_kv_heads, int64_t head_dim, const Divisor& of_heads) {
+    const int channels = (int)(num_kv_heads * head_dim), columns = channels / 8, threads = blockDim.x;
+    const int per_stage = STAGE_BYTES / (4 * channels), fills = (tokens + per_stage - 1) / per_stage;
+    const auto ask = [&](int fill) {
+        const int first = fill * per_stage;
+        stages.ask(fill, source + (int64_t)first * 2 * channels, min(per_stage, tokens - first) * 4 * channels);
+    };
+    for (int fill = 0; fill < min(fills, STAGES); ++fill) ask(fill);
+    const int block = *entry;
+    int groups = 1, group = 0, column = threadIdx.x;
+    if (2 * columns <= threads) {
+        groups = threads / max(columns, 1);
+        group = column / columns;
+        column -= group * columns;
+    }
+    const bool idle = group >= groups || column >= columns;
+    int wrong = block == -1 ? STATUS_UNMAPPED : block < 0 || block >= num_blocks ? STATUS_RANGE : 0;
+    const int references = wrong ? 1 : ref[block];
+    const int i = 8 * column, kv_head = of_heads.quotient(i);
+    const int64_t low_at = box_offset(block, kv_head, 0, i - kv_head * (int)head_dim, num_kv_heads, head_dim);
+    uint4 low, high;
+    make_empty(&low, &high);
+    if (!wrong && slot > 0 && group == 0 && !idle) {
+        low = *reinterpret_cast<const uint4*>(box + low_at);
+        high = *reinterpret_cast<const uint4*>(box + low_at + head_dim);
+    }
+    if (references != 1) wrong = references < 1 ? STATUS_UNMAPPED : STATUS_SHARED_WRITE;
+    const int64_t target = pool_offset(block, slot, 0, 0, block_size, num_kv_heads, head_dim) + i;
+#pragma unroll 1
+    for (int fill = 0; fill < fills; ++fill) {
+        stages.wait(fill);
+        const int first = fill * per_stage, end = min(per_stage, tokens - first);
+        const half* const held = reinterpret_cast<const half*>(stages.stage(fill)) + i;
+#pragma unroll 4
+        for (int token = idle || wrong ? end : group; token < end; token += groups) {
+            const uint4 k = *reinterpret_cast<const uint4*>(held + token * 2 * channels);
+            const uint4 v = *reinterpret_cast<const uint4*>(held + token * 2 * channels + channels);
+            const int64_t at = target + (first + token) * channels;
+            *reinterpret_cast<uint4*>(key_cache + at) = k;
+            *reinterpret_cast<uint4*>(value_cache + at) = v;
+            widen(&low, &high, k, k);
+        }
+        if (fill + STAGES < fills) {
+            __syncthreads();
+            ask(fill + STAGES);
+        }
+    }
+    stages.used += fills;
+    if (groups > 1) {
+        *reinterpret_cast<uint4*>(&bounds[0][8 * threadIdx.x]) = low;
+        *reinterpret_cast<uint4*>(&bounds[1][8 * threadIdx.x]) = high;
+        __syncthreads();
+    }
+    if (group == 0 && !idle && !wrong) {
+#pragma unroll 1
+        for (int other = 1; other < min(groups, tokens); ++other) {
+            const int at = 8 * (other * columns + column);
+            widen(&low, &high, *reinterpret_cast<const uint4*>(&bounds[0][at]), *reinterpret_cast<const uint4*>(&bounds[1][at]));
+        }
+        *reinterpret_cast<uint4*>(box + low_at) = positive_zeros(low);
+        *reinterpret_cast<uint4*>(box + low_at + head_dim) = positive_zeros(high);
+    }
+    __syncthreads();  // the next block's stages and bounds
+    return wrong;
+}
+
 // The last sequence that starts at or before a touched block. A lane looks at a place each, so that 1,024 sequences take two
 // trips to memory.
 __device__ __forceinline__ int sequence_of(int64_t item, const int64_t* work_start, int num_seqs) {
@@ -192,26 +265,15 @@ __device__ __forceinline__ int sequence_of(int64_t item, const int64_t* work_sta
     return low;
 }
 
-extern "C" __global__ void __launch_bounds__(MOST_THREADS, 4) fused_reshape_and_block_write(
-    const half* kv,              // [num_tokens][2][num_kv_heads][head_dim] K, V
-    const int64_t* token_start,  // [num_seqs] row of kv with the first new token
-    const int* start_pos,        // [num_seqs] position of that token
-    const int* seq_lens,         // [num_seqs] tokens after the write
-    const int* block_table,      // [num_seqs][max_blocks_per_seq], -1 = no block
-    const int* ref,              // [num_blocks]
-    half* key_cache,             // [num_blocks][block_size][num_kv_heads][head_dim]
-    half* value_cache,           // as key_cache
-    half* box,                   // [num_blocks][num_kv_heads][2][head_dim]
-    const int64_t* work_start,   // [num_seqs] blocks touched by earlier sequences, or null
-    int64_t num_tokens,
-    int64_t num_kv_heads,
-    int64_t head_dim,
-    int64_t num_seqs,
-    int64_t max_blocks_per_seq,
-    int64_t num_blocks,
-    int64_t block_size,
-    int64_t num_work,
-    int* status) {
+#define WRITE_PARAMETERS                                                                                              \
+    const half *kv, const int64_t *token_start, const int *start_pos, const int *seq_lens, const int *block_table,    \
+        const int *ref, half *key_cache, half *value_cache, half *box, const int64_t *work_start, int64_t num_tokens, \
+        int64_t num_kv_heads, int64_t head_dim, int64_t num_seqs, int64_t max_blocks_per_seq, int64_t num_blocks,     \
+        int64_t block_size, int64_t num_work, int *status
+
+// Go over the touched blocks; `stages` is null where rows are not streamed.
+__device__ __forceinline__ void write_all(RowStages* stages, WRITE_PARAMETERS) {
+    __shared__ __align__(16) Bounds bounds;
     const int64_t channels = num_kv_heads * head_dim, most = max_blocks_per_seq * block_size;
     const int64_t items = num_seqs == 0 ? 0 : work_start ? num_work : max_blocks_per_seq * num_seqs;
     const auto address = [](const void* pointer) { return (unsigned long long)pointer; };
@@ -253,12 +315,21 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 4) fused_reshape_and_
         const half* const source = kv + (row + first - start) * 2 * channels;
         const int* const entry = block_table + seq * max_blocks_per_seq + logical;
         const int slot = (int)(first - logical * block_size), tokens = (int)(last - first);
-        flags |= !wide        ? write_block<half>(source, tokens, entry, slot, ref, key_cache, value_cache, box, num_blocks,
-                                                  block_size, num_kv_heads, head_dim, of_heads)
-                 : tokens > 1 ? write_block<uint4>(source, tokens, entry, slot, ref, key_cache, value_cache, box, num_blocks,
-                                                   block_size, num_kv_heads, head_dim, of_heads)
-                              : write_token(source, entry, slot, ref, key_cache, value_cache, box, num_blocks, block_size,
-                                            num_kv_heads, head_dim, of_heads);
+        if (stages && wide && channels <= 8 * MOST_THREADS) {
+            flags |= write_streamed(*stages, bounds, source, tokens, entry, slot, ref, key_cache, value_cache, box,
+                                    num_blocks, block_size, num_kv_heads, head_dim, of_heads);
+            continue;
+        }
+        if (wide && tokens == 1 && !stages) {
+            flags |= write_token(source, entry, slot, ref, key_cache, value_cache, box, num_blocks, block_size, num_kv_heads,
+                                 head_dim, of_heads);
+        } else if (wide) {
+            flags |= write_block<uint4>(bounds, source, tokens, entry, slot, ref, key_cache, value_cache, box, num_blocks,
+                                        block_size, num_kv_heads, head_dim, of_heads);
+        } else {
+            flags |= write_block<half>(bounds, source, tokens, entry, slot, ref, key_cache, value_cache, box, num_blocks,
+                                       block_size, num_kv_heads, head_dim, of_heads);
+        }
     }
     // A sequence that does not fit may have no item that would notice it. The last thread blocks look first: at decode they
     // have nothing else to do.
@@ -267,4 +338,38 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 4) fused_reshape_and_
         if (!fits(start_pos[seq], seq_lens[seq], token_start[seq])) flags |= STATUS_RANGE;
     }
     if (flags) atomicOr(status, flags);
+}
+
+#define WRITE_ARGUMENTS                                                                                               \
+    kv, token_start, start_pos, seq_lens, block_table, ref, key_cache, value_cache, box, work_start, num_tokens,      \
+        num_kv_heads, head_dim, num_seqs, max_blocks_per_seq, num_blocks, block_size, num_work, status
+
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 3) fused_reshape_and_block_write_streamed(WRITE_PARAMETERS) {
+    extern __shared__ __align__(16) unsigned char memory[];
+    RowStages stages = {memory, 0};
+    stages.start();
+    write_all(&stages, WRITE_ARGUMENTS);
+}
+
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 4) fused_reshape_and_block_write(
+    const half* kv,              // [num_tokens][2][num_kv_heads][head_dim] K, V
+    const int64_t* token_start,  // [num_seqs] row of kv with the first new token
+    const int* start_pos,        // [num_seqs] position of that token
+    const int* seq_lens,         // [num_seqs] tokens after the write
+    const int* block_table,      // [num_seqs][max_blocks_per_seq], -1 = no block
+    const int* ref,              // [num_blocks]
+    half* key_cache,             // [num_blocks][block_size][num_kv_heads][head_dim]
+    half* value_cache,           // as key_cache
+    half* box,                   // [num_blocks][num_kv_heads][2][head_dim]
+    const int64_t* work_start,   // [num_seqs] blocks touched by earlier sequences, or null
+    int64_t num_tokens,
+    int64_t num_kv_heads,
+    int64_t head_dim,
+    int64_t num_seqs,
+    int64_t max_blocks_per_seq,
+    int64_t num_blocks,
+    int64_t block_size,
+    int64_t num_work,
+    int* status) {
+    write_all(nullptr, WRITE_ARGUMENTS);
 }

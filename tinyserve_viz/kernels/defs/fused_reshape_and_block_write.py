@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tinyserve_viz.kernels.definition import Arg, Axes, KernelDef, Launch, Scalar, Status
+from tinyserve_viz.kernels.definition import Arg, Axes, KernelDef, Launch, Scalar, Stage, Status
 from tinyserve_viz.kernels.layout import BOX, F16, POOL, box_bounds, put_bounds, put_tokens
 from tinyserve_viz.kernels.paging import mapped, runs
 
@@ -66,6 +67,15 @@ def reference(
     return status
 
 
+STREAM_BYTES = 2 * (32768 + 8)  # fused_reshape_and_block_write.cu: RowStages::BYTES
+
+
+def streamed(facts: Mapping[str, Any]) -> bool:
+    """Whether rows come by bulk copies: many of a sequence, and shared memory for three thread blocks (Hopper)."""
+    many = facts["num_tokens"] > facts["num_seqs"] and facts["has_work_start"]
+    return bool(many and facts["most_shared"] >= 3 * (STREAM_BYTES + 8192))
+
+
 def _touched_at_most(axes: Axes) -> tuple[int, int, int]:
     """A thread block for each block that the new tokens can touch, or for each table entry where those are fewer.
 
@@ -117,5 +127,7 @@ KERNEL = KernelDef(
         layout="a thread block takes one touched block at a time: it owns the block, so the box needs no atomics",
         grid=_touched_at_most,
         threads=128,
+        before=(Stage("streamed", _touched_at_most, 128, streamed, lambda _axes: STREAM_BYTES),),
+        when=lambda facts: not streamed(facts),
     ),
 )
