@@ -274,6 +274,17 @@ __device__ __forceinline__ int sequence_of(int64_t item, const int64_t* work_sta
 // Go over the touched blocks; `stages` is null where rows are not streamed.
 __device__ __forceinline__ void write_all(RowStages* stages, WRITE_PARAMETERS) {
     __shared__ __align__(16) Bounds bounds;
+    // At decode every sequence touches one block, so the item's number is its sequence: look at that before anything else.
+    const bool decodes = !stages && work_start && blockIdx.x < num_seqs;
+    int own_start = 0, own_end = 0;
+    int64_t own_row = 0, own_before = 0, own_next = 0;
+    if (decodes) {
+        own_start = start_pos[blockIdx.x];
+        own_end = seq_lens[blockIdx.x];
+        own_row = token_start[blockIdx.x];
+        own_before = work_start[blockIdx.x];
+        own_next = blockIdx.x + 1 < num_seqs ? work_start[blockIdx.x + 1] : num_work;
+    }
     const int64_t channels = num_kv_heads * head_dim, most = max_blocks_per_seq * block_size;
     const int64_t items = num_seqs == 0 ? 0 : work_start ? num_work : max_blocks_per_seq * num_seqs;
     const auto address = [](const void* pointer) { return (unsigned long long)pointer; };
@@ -283,31 +294,22 @@ __device__ __forceinline__ void write_all(RowStages* stages, WRITE_PARAMETERS) {
         return start >= 0 && start <= end && end <= most && row >= 0 && row + end - start <= num_tokens;
     };
     const Divisor of_blocks(block_size), of_heads(head_dim);
+    int64_t item = blockIdx.x;
     int flags = 0;
-    for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
-        int64_t seq, logical, start, end, row;
-        const auto fetch_sequence = [&]() {
-            start = start_pos[seq];
-            end = seq_lens[seq];
-            row = token_start[seq];
-        };
-        if (!work_start) {
-            seq = item / max_blocks_per_seq;
-            logical = item % max_blocks_per_seq;
-            fetch_sequence();
-        } else {
-            // At decode every sequence touches one block, so the item's number is its sequence: fetch that at once.
-            seq = min(item, num_seqs - 1);
-            fetch_sequence();
-            int64_t touched_before = work_start[seq];
-            const int64_t next = seq + 1 < num_seqs ? work_start[seq + 1] : items;
-            if (touched_before > item || next <= item) {
-                seq = sequence_of(item, work_start, (int)num_seqs);
-                fetch_sequence();
-                touched_before = work_start[seq];
-            }
-            logical = item - touched_before;  // from the first block that is touched on
-        }
+    // And write it here, not below: instructions are fetched in the order of the text.
+    if (decodes && wide && item < items && own_before == item && own_next > item && own_end - own_start == 1 &&
+        fits(own_start, own_end, own_row)) {
+        const int logical = of_blocks.quotient(own_start);
+        flags = write_token(kv + own_row * 2 * channels, block_table + item * max_blocks_per_seq + logical,
+                            own_start - logical * (int)block_size, ref, key_cache, value_cache, box, num_blocks, block_size,
+                            num_kv_heads, head_dim, of_heads);
+        item += gridDim.x;
+    }
+    for (; item < items; item += gridDim.x) {
+        const int64_t seq = work_start ? sequence_of(item, work_start, (int)num_seqs) : item / max_blocks_per_seq;
+        const int64_t start = start_pos[seq], end = seq_lens[seq], row = token_start[seq];
+        // With a work list, from the first block that is touched on.
+        int64_t logical = work_start ? item - work_start[seq] : item % max_blocks_per_seq;
         if (!fits(start, end, row)) continue;
         if (work_start) logical += of_blocks.quotient((int)start);
         const int64_t first = max(start, logical * block_size), last = min(end, (logical + 1) * block_size);
@@ -320,10 +322,7 @@ __device__ __forceinline__ void write_all(RowStages* stages, WRITE_PARAMETERS) {
                                     num_blocks, block_size, num_kv_heads, head_dim, of_heads);
             continue;
         }
-        if (wide && tokens == 1 && !stages) {
-            flags |= write_token(source, entry, slot, ref, key_cache, value_cache, box, num_blocks, block_size, num_kv_heads,
-                                 head_dim, of_heads);
-        } else if (wide) {
+        if (wide) {
             flags |= write_block<uint4>(bounds, source, tokens, entry, slot, ref, key_cache, value_cache, box, num_blocks,
                                         block_size, num_kv_heads, head_dim, of_heads);
         } else {

@@ -88,7 +88,7 @@ KERNEL = KernelDef(
     ),
     launch=Launch(
         layout="one thread per four neighbouring blocks",
-        grid=lambda a: (max(1, ceil_div(a["num_blocks"], 4 * 256)), 1, 1),
-        threads=256,
+        grid=lambda a: (max(1, ceil_div(a["num_blocks"], 4 * 128)), 1, 1),
+        threads=128,
     ),
 )
