@@ -217,7 +217,8 @@ extern "C" __global__ void __launch_bounds__(1024, 1) advanced_block_allocation_
     const Part part(num_blocks, cache_size);
     for (int i = threadIdx.x; i < NUM_BINS; i += blockDim.x) bins[i] = 0;
     if (threadIdx.x == 0) limit = NUM_BINS;
-    // Every thread block looks at the same sample.
+    // Every thread block looks at the same sample; its own first blocks are fetched beside it.
+    Quad four(4 * min(part.first, part.end), num_blocks, ref, cached, level, last_use);
     Range found = {~0u, 0, ~0ull, 0};
     if (threadIdx.x < SAMPLED) {
         const int64_t quad = threadIdx.x * ((num_blocks + 3) / 4) / SAMPLED;
@@ -239,7 +240,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1) advanced_block_allocation_
     follow_launch();  // the launch before only looks at requests
     unsigned short* const kept = survey.bins(num_blocks);
     for (int64_t quad = part.first; quad < part.end; quad += part.step) {
-        const Quad four(4 * quad, num_blocks, ref, cached, level, last_use);
+        if (quad != part.first) four = Quad(4 * quad, num_blocks, ref, cached, level, last_use);
         unsigned bin[4];
         bool all = true;
 #pragma unroll
@@ -298,7 +299,7 @@ __device__ __forceinline__ int64_t reach_in(int side, Survey& survey, const int*
 
 extern "C" __global__ void __launch_bounds__(1024) advanced_block_allocation_gather(ADVANCED_PARAMETERS) {
     constexpr unsigned short BEYOND = 0xffff;
-    __shared__ int words[NUM_BINS];
+    __shared__ __align__(16) int words[NUM_BINS];
     start_next_launch();
     follow_launch();
     Survey& survey = survey_of(workspace);
@@ -307,6 +308,14 @@ extern "C" __global__ void __launch_bounds__(1024) advanced_block_allocation_gat
     unsigned short* const start_of_few = reinterpret_cast<unsigned short*>(words);
     int *const start = words, *const own = words + (1 << MANY_BITS);
     const int reach = (int)reach_in(part.side, survey, request_freq, num_requests, num_blocks, hot_frequency);
+    const unsigned short* const kept = survey.bins(num_blocks);
+    constexpr int AHEAD = 2;
+    uint2 ahead[AHEAD];
+#pragma unroll
+    for (int k = 0; k < AHEAD; ++k) {
+        const int64_t quad = part.first + k * part.step;
+        ahead[k] = quad < part.end ? *reinterpret_cast<const uint2*>(kept + 4 * quad) : uint2{~0u, ~0u};
+    }
     int count[PER_THREAD], sum = 0;
     const int4* const found = reinterpret_cast<const int4*>(survey.histogram[part.side]) + threadIdx.x * (PER_THREAD / 4);
 #pragma unroll
@@ -318,12 +327,13 @@ extern "C" __global__ void __launch_bounds__(1024) advanced_block_allocation_gat
     int64_t all;
     int at = (int)block_exclusive_scan(sum, &all);
     bool large = false;
+    unsigned starts[PER_THREAD / 2] = {};
 #pragma unroll
     for (int k = 0; k < PER_THREAD; ++k) {
         const int bin = threadIdx.x * PER_THREAD + k;
         const bool inside = at <= reach;
-        if (few) start_of_few[bin] = inside ? (unsigned short)at : BEYOND;
-        else if (bin < 1 << MANY_BITS) start[bin] = inside ? at : -1, own[bin] = 0;
+        starts[k / 2] |= (inside ? (unsigned)at : (unsigned)BEYOND) << 16 * (k % 2);
+        if (!few && bin < 1 << MANY_BITS) start[bin] = inside ? at : -1, own[bin] = 0;
         if (inside && count[k]) {
             if (part.rank == 0) survey.start[part.side][bin] = at;
             if (part.rank == 0) {
@@ -334,20 +344,24 @@ extern "C" __global__ void __launch_bounds__(1024) advanced_block_allocation_gat
         large = large || (inside && count[k] > MOST_RANKED);
         at += count[k];
     }
+    if (few) reinterpret_cast<uint4*>(words)[threadIdx.x] = {starts[0], starts[1], starts[2], starts[3]};
     if (large && part.rank == 0) survey.large = 1;
     __syncthreads();
     int* const queue = survey.queue(part.side);
     int* const filled = survey.filled[part.side];
-    const unsigned short* const kept = survey.bins(num_blocks);
-    const auto for_each = [&](auto&& take) {
-#pragma unroll 1
-        for (int64_t quad = part.first; quad < part.end; quad += part.step) {
-            const uint2 four = *reinterpret_cast<const uint2*>(kept + 4 * quad);
-            const unsigned bin[] = {four.x & 0xffff, four.x >> 16, four.y & 0xffff, four.y >> 16};
+    const auto for_four = [&](int64_t quad, uint2 four, auto&& take) {
+        const unsigned bin[] = {four.x & 0xffff, four.x >> 16, four.y & 0xffff, four.y >> 16};
 #pragma unroll
-            for (int k = 0; k < 4; ++k) {
-                if (bin[k] != NO_BIN && 4 * quad + k < num_blocks && part.has(4 * quad + k)) take((int)bin[k], (int)(4 * quad + k));
-            }
+        for (int k = 0; k < 4; ++k) {
+            if (bin[k] != NO_BIN && 4 * quad + k < num_blocks && part.has(4 * quad + k)) take((int)bin[k], (int)(4 * quad + k));
+        }
+    };
+    const auto for_each = [&](auto&& take) {
+#pragma unroll
+        for (int k = 0; k < AHEAD; ++k) for_four(part.first + k * part.step, ahead[k], take);
+#pragma unroll 1
+        for (int64_t quad = part.first + AHEAD * part.step; quad < part.end; quad += part.step) {
+            for_four(quad, *reinterpret_cast<const uint2*>(kept + 4 * quad), take);
         }
     };
     // In any order: the places within a bucket are found from the keys.

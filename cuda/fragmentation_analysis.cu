@@ -322,7 +322,6 @@ struct Bits {
 extern "C" __global__ void __launch_bounds__(1024) fragmentation_analysis_bits(FRAGMENTATION_PARAMETERS) {
     constexpr int THREADS = 1024, PER_THREAD = STRETCH / THREADS;
     __shared__ int last_of_warp[THREADS / WARP_SIZE];
-    start_next_launch();
     follow_launch();
     const Bits bits(workspace, num_blocks);
     const int lane = threadIdx.x % WARP_SIZE;
@@ -358,7 +357,6 @@ extern "C" __global__ void __launch_bounds__(1024) fragmentation_analysis_bits(F
 
 extern "C" __global__ void fragmentation_analysis_walk(FRAGMENTATION_PARAMETERS) {
     __shared__ int pairs_here[2];  // adjacent, all
-    start_next_launch();
     const int64_t parts = parts_of_row(max_blocks_per_seq), step = (int64_t)gridDim.x * blockDim.x / WARP_SIZE;
     int flags = 0;
     if (threadIdx.x < 2) pairs_here[threadIdx.x] = 0;
