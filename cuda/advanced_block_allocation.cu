@@ -206,6 +206,33 @@ struct Part {
 
 __device__ __forceinline__ int bits_for(int64_t num_requests) { return num_requests <= MOST_FEW ? FEW_BITS : MANY_BITS; }
 
+// Sum over the threads before this one of a thread block of up to 1024, and over all; both fit in 32 bits.
+__device__ __forceinline__ int sum_before(int value, int* all) {
+    __shared__ int of_warp[WARP_SIZE];
+    const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE;
+    int sum = value;
+    for (int width = 1; width < WARP_SIZE; width *= 2) {
+        const int before = __shfl_up_sync(FULL_WARP, sum, width);
+        if (lane >= width) sum += before;
+    }
+    if (lane == WARP_SIZE - 1) of_warp[warp] = sum;
+    __syncthreads();
+    const int other = lane < blockDim.x / WARP_SIZE ? of_warp[lane] : 0;
+#if __CUDA_ARCH__ >= 800
+    *all = __reduce_add_sync(FULL_WARP, other);
+    const int earlier = __reduce_add_sync(FULL_WARP, lane < warp ? other : 0);
+#else
+    int before = lane < warp ? other : 0, total = other;
+    for (int width = WARP_SIZE / 2; width > 0; width /= 2) {
+        before += __shfl_xor_sync(FULL_WARP, before, width);
+        total += __shfl_xor_sync(FULL_WARP, total, width);
+    }
+    const int earlier = before;
+    *all = total;
+#endif
+    return earlier + sum - value;
+}
+
 // Candidates by bucket, as far as the requests can reach in those of this thread block, and how many in all.
 extern "C" __global__ void __launch_bounds__(1024, 1) advanced_block_allocation_histogram(ADVANCED_PARAMETERS) {
     constexpr int SAMPLED = 256;
@@ -217,12 +244,11 @@ extern "C" __global__ void __launch_bounds__(1024, 1) advanced_block_allocation_
     const Part part(num_blocks, cache_size);
     for (int i = threadIdx.x; i < NUM_BINS; i += blockDim.x) bins[i] = 0;
     if (threadIdx.x == 0) limit = NUM_BINS;
-    // Every thread block looks at the same sample; its own first blocks are fetched beside it.
-    Quad four(4 * min(part.first, part.end), num_blocks, ref, cached, level, last_use);
+    // Every thread block looks at the same sample.
+    const int64_t seen = threadIdx.x < SAMPLED ? threadIdx.x * ((num_blocks + 3) / 4) / SAMPLED * 4 : num_blocks;
+    const Quad sample(seen, num_blocks, ref, cached, level, last_use);
     Range found = {~0u, 0, ~0ull, 0};
     if (threadIdx.x < SAMPLED) {
-        const int64_t quad = threadIdx.x * ((num_blocks + 3) / 4) / SAMPLED;
-        const Quad sample(4 * quad, num_blocks, ref, cached, level, last_use);
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
             if (sample.ref[k] != 0) continue;
@@ -240,7 +266,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1) advanced_block_allocation_
     follow_launch();  // the launch before only looks at requests
     unsigned short* const kept = survey.bins(num_blocks);
     for (int64_t quad = part.first; quad < part.end; quad += part.step) {
-        if (quad != part.first) four = Quad(4 * quad, num_blocks, ref, cached, level, last_use);
+        const Quad four(4 * quad, num_blocks, ref, cached, level, last_use);
         unsigned bin[4];
         bool all = true;
 #pragma unroll
@@ -268,8 +294,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1) advanced_block_allocation_
         count[k] = four.x, count[k + 1] = four.y, count[k + 2] = four.z, count[k + 3] = four.w;
         own += four.x + four.y + four.z + four.w;
     }
-    int64_t all;
-    int64_t before = block_exclusive_scan(own, &all);
+    int all, before = sum_before(own, &all);
 #pragma unroll
     for (int k = 0; k < PER_THREAD; ++k) {  // behind one bin nothing is in reach
         if (before <= num_requests && before + count[k] > num_requests) limit = threadIdx.x * PER_THREAD + k + 1;
@@ -279,7 +304,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1) advanced_block_allocation_
     for (int i = threadIdx.x; i < limit; i += blockDim.x) {
         if (bins[i]) atomicAdd(&survey.histogram[part.side][i], bins[i]);
     }
-    if (threadIdx.x == 0 && all) atomicAdd(&survey.candidates[part.side], (int)all);
+    if (threadIdx.x == 0 && all) atomicAdd(&survey.candidates[part.side], all);
 }
 
 // How many blocks of a region the requests may take at most: as many as are of its kind, or as the other region lacks. One
@@ -300,7 +325,6 @@ __device__ __forceinline__ int64_t reach_in(int side, Survey& survey, const int*
 extern "C" __global__ void __launch_bounds__(1024) advanced_block_allocation_gather(ADVANCED_PARAMETERS) {
     constexpr unsigned short BEYOND = 0xffff;
     __shared__ __align__(16) int words[NUM_BINS];
-    start_next_launch();
     follow_launch();
     Survey& survey = survey_of(workspace);
     const Part part(num_blocks, cache_size);
@@ -324,8 +348,7 @@ extern "C" __global__ void __launch_bounds__(1024) advanced_block_allocation_gat
         count[k] = four.x, count[k + 1] = four.y, count[k + 2] = four.z, count[k + 3] = four.w;
         sum += four.x + four.y + four.z + four.w;
     }
-    int64_t all;
-    int at = (int)block_exclusive_scan(sum, &all);
+    int all, at = sum_before(sum, &all);
     bool large = false;
     unsigned starts[PER_THREAD / 2] = {};
 #pragma unroll
@@ -411,9 +434,9 @@ __device__ __forceinline__ void sort_bucket(int* bucket, int size, const uint8_t
     }
 }
 
-// Eight threads find the place of a block: as many as are less in its bucket stand before it.
+// Sixteen threads find the place of a block: as many as are less in its bucket stand before it.
 extern "C" __global__ void __launch_bounds__(512) advanced_block_allocation_sort(ADVANCED_PARAMETERS) {
-    constexpr int PARTS = 8, CHUNK = 512 / PARTS, AT_ONCE = 1024;
+    constexpr int PARTS = 16, CHUNK = 512 / PARTS, AT_ONCE = 1024;
     __shared__ VictimKey keys[AT_ONCE];
     __shared__ int low, high;
     start_next_launch();

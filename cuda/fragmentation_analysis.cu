@@ -157,18 +157,19 @@ struct Pages {
     }
 };
 
-// Up to 8192 blocks by a cluster. The last warp of a thread block counts states and runs in words of bits while the others
-// read the table.
+// Up to 8192 blocks by a cluster. Three warps of a thread block count runs, states and super-pages in words of bits while
+// the others read the table.
 extern "C" __global__ void CLUSTER __launch_bounds__(1024, 1) fragmentation_analysis_few(FRAGMENTATION_PARAMETERS) {
     constexpr int THREADS = 1024, WARPS = THREADS / WARP_SIZE, OWN = STRETCH / CLUSTER_BLOCKS, PER_THREAD = OWN / THREADS;
     constexpr int ALL_SUMS = NUM_METRICS + RUN_BINS, MOST_SEQS = 1024, OWN_SEQS = MOST_SEQS / CLUSTER_BLOCKS;
-    constexpr int WORDS = OWN / 32, READERS = WARPS - 1, AHEAD = 3;
+    constexpr int WORDS = OWN / 32, READERS = WARPS - 3, AHEAD = 3;
     __shared__ int fill_of[OWN], scatter_of[2 * OWN_SEQS], sums[ALL_SUMS], sums_in[CLUSTER_BLOCKS][ALL_SUMS];
     __shared__ unsigned used_words[WORDS], kept_words[WORDS], before_words[WARPS];
     if (blockIdx.x >= CLUSTER_BLOCKS) return;
     say_started();
     const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE, rank = cluster_rank(), first = rank * OWN;
     const int blocks = (int)num_blocks;
+    const bool own_pages = super_size % 32 == 0 && OWN % super_size == 0;  // no super-page has blocks elsewhere too
     bool used[PER_THREAD], kept[PER_THREAD];
 #pragma unroll
     for (int k = 0; k < PER_THREAD; ++k) {
@@ -225,7 +226,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(1024, 1) fragmentation_anal
         if (flags) atomicOr(status, flags);
         if (lane == 0 && pairs) atomicAdd(&sums[PAIRS], pairs);
         if (lane == 0 && adjacent) atomicAdd(&sums[ADJACENT], adjacent);
-    } else {
+    } else if (warp == READERS) {
         // The last block before that is not free: in the thread block before, or further back.
         int last = before_words[lane] ? first - THREADS + 32 * lane + 31 - __clz(before_words[lane]) : -1;
         last = warp_max(last);
@@ -237,12 +238,6 @@ extern "C" __global__ void CLUSTER __launch_bounds__(1024, 1) fragmentation_anal
                 if (block >= 0 && (ref[block] > 0 || cached[block] != 0)) last = max(last, block);
             }
             last = warp_max(last);
-        }
-        Pages pages;
-        const bool own_pages = super_size % 32 == 0 && OWN % super_size == 0;  // no super-page has blocks elsewhere too
-        for (int from = lane * super_size; own_pages && from < OWN && first + from < blocks; from += WARP_SIZE * super_size) {
-            pages.count(min(super_size, blocks - first - from), count_bits(used_words, from, from + super_size, 0, 1),
-                        count_bits(kept_words, from, from + super_size, 0, 1));
         }
 #pragma unroll 1
         for (int k = 0; k < WORDS; k += WARP_SIZE) {
@@ -257,24 +252,26 @@ extern "C" __global__ void CLUSTER __launch_bounds__(1024, 1) fragmentation_anal
             const Runs runs(free, next, start, before, sums + NUM_METRICS);
             runs.add_short_ones(sums + NUM_METRICS);
             last = max(last, last_here);
-            const int top = warp_max(in_use ? start + 31 - __clz(in_use) : -1), longest = warp_max(runs.longest);
-            const int num_used = warp_sum(__popc(in_use)), num_kept = warp_sum(__popc(keeps));
-            const int num_free = warp_sum(__popc(free)), num_runs = warp_sum(runs.number);
-            if (lane != 0) continue;
-            sums[USED] += num_used, sums[CACHED_FREE] += num_kept, sums[FREE] += num_free, sums[NUM_RUNS] += num_runs;
-            sums[MAX_LIVE_ID] = max(sums[MAX_LIVE_ID], top), sums[LONGEST_FREE_RUN] = max(sums[LONGEST_FREE_RUN], longest);
+            const int longest = warp_max(runs.longest), num_runs = warp_sum(runs.number);
+            if (lane == 0) sums[NUM_RUNS] += num_runs, sums[LONGEST_FREE_RUN] = max(sums[LONGEST_FREE_RUN], longest);
         }
-        for (int64_t page = rank; !own_pages && page * super_size < num_blocks; page += CLUSTER_BLOCKS) {
-            const int64_t start = page * super_size, end = min(start + super_size, num_blocks);
-            int page_used = 0, page_kept = 0;
-            for (int64_t id = start + lane; id < end; id += WARP_SIZE) {
-                const bool in_use = ref[id] > 0;
-                page_used += in_use;
-                page_kept += !in_use && cached[id] != 0;
-            }
-            page_used = warp_sum(page_used);
-            page_kept = warp_sum(page_kept);
-            if (lane == 0) pages.count(end - start, page_used, page_kept);
+    } else if (warp == READERS + 1) {
+        int num_used = 0, num_kept = 0, top = -1;
+        for (int word = lane; word < WORDS; word += WARP_SIZE) {
+            const unsigned in_use = used_words[word];
+            num_used += __popc(in_use), num_kept += __popc(kept_words[word]);
+            if (in_use) top = first + 32 * word + 31 - __clz(in_use);
+        }
+        num_used = warp_sum(num_used), num_kept = warp_sum(num_kept), top = warp_max(top);
+        if (lane == 0) {
+            sums[USED] = num_used, sums[CACHED_FREE] = num_kept, sums[MAX_LIVE_ID] = top;
+            sums[FREE] = min(max(blocks - first, 0), OWN) - num_used - num_kept;
+        }
+    } else {
+        Pages pages;
+        for (int from = lane * super_size; own_pages && from < OWN && first + from < blocks; from += WARP_SIZE * super_size) {
+            pages.count(min(super_size, blocks - first - from), count_bits(used_words, from, from + super_size, 0, 1),
+                        count_bits(kept_words, from, from + super_size, 0, 1));
         }
         const int held = warp_sum(pages.held), pinned = warp_sum(pages.pinned);
         if (lane == 0) sums[SUPER_HELD] = held, sums[SUPER_PINNED] = pinned;
@@ -289,6 +286,23 @@ extern "C" __global__ void CLUSTER __launch_bounds__(1024, 1) fragmentation_anal
         if (lane != 0 || lives == 0) continue;
         atomicAdd(&sums[LIVE], lives);
         atomicAdd(&sums[TOKENS], stored);
+    }
+    if (!own_pages) {
+        Pages pages;
+        for (int64_t page = rank * WARPS + warp; page * super_size < num_blocks; page += CLUSTER_BLOCKS * WARPS) {
+            const int64_t start = page * super_size, end = min(start + super_size, num_blocks);
+            int page_used = 0, page_kept = 0;
+            for (int64_t id = start + lane; id < end; id += WARP_SIZE) {
+                const bool in_use = ref[id] > 0;
+                page_used += in_use;
+                page_kept += !in_use && cached[id] != 0;
+            }
+            page_used = warp_sum(page_used);
+            page_kept = warp_sum(page_kept);
+            if (lane == 0) pages.count(end - start, page_used, page_kept);
+        }
+        if (pages.held) atomicAdd(&sums[SUPER_HELD], pages.held);
+        if (pages.pinned) atomicAdd(&sums[SUPER_PINNED], pages.pinned);
     }
     for (int i = threadIdx.x; i < 2 * OWN_SEQS; i += THREADS) {
         const int seq = i / 2 * CLUSTER_BLOCKS + rank;

@@ -201,7 +201,7 @@ KERNEL = KernelDef(
         before=(
             *tile_stages("count"),
             *(Stage(suffix, _pool_grid, TILE) for suffix in ("histogram", "gather")),
-            Stage("sort", lambda a: (max(64, min(ceil_div(a["num_requests"], 16), 2048)), 1, 1), 512),
+            Stage("sort", lambda a: (max(132, min(ceil_div(a["num_requests"], 16), 4096)), 1, 1), 512),
             Stage("few", lambda _a: (CLUSTER, 1, 1), TILE, lambda facts: not several_tiles(facts)),
             *tile_stages("dry"),
         ),
