@@ -82,10 +82,6 @@ __device__ __forceinline__ void attend_kept(const half* query, int group, const 
         return at;
     };
     look_up(0);
-    int tokens = bring(cache.key, 0);
-    bring(cache.value, 0);
-    int next_tokens = bring(cache.key, 1);
-    meanwhile();
     unsigned q[STEPS][2];
 #pragma unroll
     for (int j = 0; j < STEPS; ++j) {
@@ -94,6 +90,10 @@ __device__ __forceinline__ void attend_kept(const half* query, int group, const 
         q[j][0] = there ? from[0] : 0;
         q[j][1] = there ? from[4] : 0;
     }
+    int tokens = bring(cache.key, 0);
+    bring(cache.value, 0);
+    int next_tokens = bring(cache.key, 1);
+    meanwhile();
     float mixed[STEPS][4], top[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
 #pragma unroll
     for (int m = 0; m < STEPS; ++m) mixed[m][0] = mixed[m][1] = mixed[m][2] = mixed[m][3] = 0.0f;

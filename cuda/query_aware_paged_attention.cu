@@ -129,69 +129,55 @@ __device__ __forceinline__ int arrive(int* ticket) {
     return before;
 }
 
-// The parts of a row put together: a warp per head finds their weights, then each thread mixes two channels, sixteen parts
-// under way. `scratch` holds two floats per part and head, and one per head.
+// The parts of a row put together, two channels per thread, sixteen parts under way.
 template <int DIM>
 __device__ __forceinline__ void merge_row(const float* partial_output, const float* partial_ml, int64_t first, int splits,
                                           int64_t num_heads, int64_t head, int group, half* output, float* lse,
-                                          int* blocks_read, int* tokens_read, float* scratch) {
+                                          int* blocks_read, int* tokens_read) {
     constexpr int UNDER_WAY = 16;
-    const int warp = uniform_warp(), lane = threadIdx.x % WARP_SIZE, items = group * DIM / 2;
-    float2* const part_of = reinterpret_cast<float2*>(scratch);  // [group][splits] its maximum, then weight; its sum
-    float* const whole = scratch + 2 * group * splits;           // [group] 1 / sum
-    float2 held[UNDER_WAY];
-    const auto ask = [&](int item, int start) {
-        const int h = item / (DIM / 2), d = item % (DIM / 2) * 2;
-#pragma unroll
-        for (int i = 0; i < UNDER_WAY; ++i) {
-            const int64_t at = (first + min(start + i, splits - 1)) * num_heads + head + h;
-            held[i] = __ldcg(reinterpret_cast<const float2*>(partial_output + at * DIM + d));
-        }
-    };
-    int item = threadIdx.x;
-    if (item < items) ask(item, 0);
-    for (int h = warp; h < group; h += AT_ONCE_WARPS) {
-        float2* const own = part_of + h * splits;
-        float top = -INFINITY, sum = 0.0f;
+    if (threadIdx.x / WARP_SIZE == AT_ONCE_WARPS - 1) {  // the last warp, which has least of the rest to do
+        const int lane = threadIdx.x % WARP_SIZE;
         int blocks = 0, tokens = 0;
         for (int i = lane; i < splits; i += WARP_SIZE) {
-            const float4 part = __ldcg(reinterpret_cast<const float4*>(partial_ml + 4 * ((first + i) * num_heads + head + h)));
-            own[i] = {part.x, part.y};
-            top = fmaxf(top, part.x);
-            blocks += __float_as_int(part.z);
-            tokens += __float_as_int(part.w);
+            const float2 read = __ldcg(reinterpret_cast<const float2*>(partial_ml + 4 * ((first + i) * num_heads + head) + 2));
+            blocks += __float_as_int(read.x);
+            tokens += __float_as_int(read.y);
         }
         blocks = warp_total(blocks);
         tokens = warp_total(tokens);
-        top = warp_reduce_max(top);
-        for (int i = lane; i < splits; i += WARP_SIZE) {
-            own[i].x = rescale(own[i].x, top);
-            sum += own[i].x * own[i].y;
-        }
-        sum = warp_reduce_sum(sum);
-        if (lane == 0) whole[h] = sum == 0.0f ? 0.0f : 1.0f / sum;
-        if (lane == 0) lse[h] = sum == 0.0f ? -INFINITY : top * LN_2 + logf(sum);
-        if (lane == 0) blocks_read[h] = blocks;
-        if (lane == 0) tokens_read[h] = tokens;
+        if (lane < group) blocks_read[lane] = blocks;
+        if (lane < group) tokens_read[lane] = tokens;
     }
-    __syncthreads();
-    while (item < items) {
+    for (int item = threadIdx.x; item < group * DIM / 2; item += AT_ONCE_THREADS) {
         const int h = item / (DIM / 2), d = item % (DIM / 2) * 2;
+        float top = -INFINITY, sum = 0.0f;
         float2 mixed = {0.0f, 0.0f};
-        for (int start = 0;;) {
+        for (int start = 0; start < splits; start += UNDER_WAY) {
+            float2 ml[UNDER_WAY], held[UNDER_WAY];
 #pragma unroll
             for (int i = 0; i < UNDER_WAY; ++i) {
-                const float weight = start + i < splits ? part_of[h * splits + start + i].x : 0.0f;
-                mixed.x += weight * held[i].x;
-                mixed.y += weight * held[i].y;
+                const int64_t at = (first + min(start + i, splits - 1)) * num_heads + head + h;
+                ml[i] = __ldcg(reinterpret_cast<const float2*>(partial_ml + 4 * at));
+                held[i] = __ldcg(reinterpret_cast<const float2*>(partial_output + at * DIM + d));
             }
-            start += UNDER_WAY;
-            if (start >= splits) break;
-            ask(item, start);
+            float highest = top;
+#pragma unroll
+            for (int i = 0; i < UNDER_WAY; ++i) highest = fmaxf(highest, ml[i].x);  // behind the last, the last again
+            const float shrink = rescale(top, highest);
+            mixed = {mixed.x * shrink, mixed.y * shrink};
+            sum *= shrink;
+#pragma unroll
+            for (int i = 0; i < UNDER_WAY; ++i) {
+                const float w = start + i < splits ? rescale(ml[i].x, highest) : 0.0f;
+                sum += w * ml[i].y;
+                mixed.x += w * held[i].x;
+                mixed.y += w * held[i].y;
+            }
+            top = highest;
         }
-        *reinterpret_cast<half2*>(output + h * DIM + d) = __floats2half2_rn(mixed.x * whole[h], mixed.y * whole[h]);
-        item += AT_ONCE_THREADS;
-        if (item < items) ask(item, 0);
+        const float part = sum == 0.0f ? 0.0f : 1.0f / sum;
+        *reinterpret_cast<half2*>(output + h * DIM + d) = __floats2half2_rn(mixed.x * part, mixed.y * part);
+        if (d == 0) lse[h] = sum == 0.0f ? -INFINITY : top * LN_2 + logf(sum);
     }
 }
 
@@ -250,14 +236,12 @@ extern "C" __global__ void __launch_bounds__(AT_ONCE_THREADS, 1)
         if (threadIdx.x < 2) told[threadIdx.x] = 0;
         wait_for(&tickets[at], windows.per_row);
         if (splits == 1 && threadIdx.x == 0) tickets[at] = 0;
+        const auto keep = [&](int place, int block) {
+            if (here) kept[place - low] = {block, block < SELECT_BLOCKS ? row_table[block] : table[block]};
+            else list[place] = block;
+        };
         choose_row<AT_ONCE_THREADS>(score + at * max_blocks_per_seq, row.blocks, max_blocks_per_seq, size, list,
-                                    max_selected, sinks, recent, low, high, memory, status, [&](int place, int block) {
-                                        if (here) {
-                                            kept[place - low] = {block, block < SELECT_BLOCKS ? row_table[block] : table[block]};
-                                        } else {
-                                            list[place] = block;
-                                        }
-                                    });
+                                    max_selected, sinks, recent, low, high, memory, status, keep);
         __syncthreads();
         const auto unit_of = [&](int unit, int& block, int& tokens) {
             int2 entry;  // logical and physical
@@ -315,7 +299,7 @@ extern "C" __global__ void __launch_bounds__(AT_ONCE_THREADS, 1)
             if (threadIdx.x == 0) tickets[at] = 0;
             merge_row<DIM>(partial_output, partial_ml, (int64_t)seq * splits, splits, num_heads,
                            (int64_t)kv_head * group, group, output + head * DIM, lse + head,
-                           blocks_read + head, tokens_read + head, reinterpret_cast<float*>(rings));
+                           blocks_read + head, tokens_read + head);
         }
     }
 }

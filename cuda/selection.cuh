@@ -339,7 +339,7 @@ struct Choice {
         highest = warp_highest(memory.warp_high[lane % WARPS]);
         low = lowest <= highest ? out_of_order(lowest) : 0.0f;
         const float width = lowest <= highest ? out_of_order(highest) - low : 0.0f;
-        step = fminf(__fdiv_rn(SELECT_BINS - 3, width), 0x1.fffffep+127f);
+        step = fminf(fmaxf(__fdividef(SELECT_BINS - 3, width), 0x1p-126f), 0x1.fffffep+127f);  // any will do
         return width < INFINITY;
     }
 
@@ -396,9 +396,9 @@ struct Choice {
         constexpr int OWN = (SELECT_BINS + THREADS - 1) / THREADS;  // thread t has bins OWN·t, … from the top
         const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE;
         const int top = SELECT_BINS - 1 - OWN * thread_again();
-        int own = 0;
+        int held[OWN], own = 0;
 #pragma unroll
-        for (int i = 0; i < OWN; ++i) own += top - i >= 0 ? memory.histogram[top - i] : 0;
+        for (int i = 0; i < OWN; ++i) own += held[i] = top - i >= 0 ? memory.histogram[top - i] : 0;
         const int of_warp = warp_total(own);
         if (lane == 0) memory.warp_sum[warp] = of_warp;
         __syncthreads();
@@ -406,11 +406,14 @@ struct Choice {
         if (earlier < wanted && earlier + of_warp >= wanted) {
             int before = earlier + warp_sum_upto(own) - own;
             if (before < wanted && before + own >= wanted) {
-                int at = top;
-#pragma unroll 1
-                while (before + memory.histogram[at] < wanted) before += memory.histogram[at--];
-                memory.bucket = at;
-                memory.above = before;
+#pragma unroll
+                for (int i = 0; i < OWN; ++i) {
+                    if (before < wanted && before + held[i] >= wanted) {
+                        memory.bucket = top - i;
+                        memory.above = before;
+                    }
+                    before += held[i];
+                }
             }
         }
         __syncthreads();
