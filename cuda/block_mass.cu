@@ -4,17 +4,38 @@
 // or warps over blocks (lanes over slots) sum the weights, one warp sums the blocks. Every sum is in lane order, and 2**y is
 // a polynomial.
 // Ours, for the policies oracle and snapkv (SnapKV, arXiv 2404.14469) and for mass_entropy.
-#include "box_scores.cuh"
+#include "decision_math.cuh"
 
 constexpr int MASS_TOKENS = 32;  // of a warp
+constexpr int HALF_WARP = WARP_SIZE / 2;
 #define MASS_PARAMETERS                                                                                             \
     const half *query, const half *key_cache, const int *block_table, const int *seq_lens, float *block_mass,       \
         float *block_peak, float *token_weight, int64_t num_seqs, int64_t num_heads, int64_t head_dim,              \
         int64_t num_blocks, int64_t block_size, int64_t num_kv_heads, int64_t max_blocks_per_seq,                   \
         int64_t num_score_heads, int64_t max_tokens, float scale, int reduction, int *status
 
+// Steps WIDTH, WIDTH / 2, …, 1 of a butterfly over COUNT pairs of sums per lane of a half warp: what pair m % COUNT comes
+// to in all lanes ends in lane m.
+template <int COUNT, int WIDTH>
+__device__ __forceinline__ void hand_over(float (&sums)[COUNT][2]) {
+    const bool upper = threadIdx.x & WIDTH;
+    constexpr bool FEW = COUNT <= WIDTH;  // then every lane goes on with all of them
+#pragma unroll
+    for (int i = 0; i < (FEW ? COUNT : WIDTH); ++i) {
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+            const float early = sums[i][k], late = FEW ? early : sums[i + (FEW ? 0 : WIDTH)][k];
+            const float given = __shfl_xor_sync(FULL_WARP, upper ? early : late, WIDTH);
+            sums[i][k] = __fadd_rn(upper ? late : early, given);
+        }
+    }
+    if constexpr (WIDTH > 1) hand_over<COUNT, WIDTH / 2>(sums);
+}
+
 // Logits of HEADS query heads from `queries` on for the 32 tokens whose keys the lanes name (null: -inf), as
-// logits[head][token]. Half a warp takes one token, as box_scores.cuh does with boxes.
+// logits[head][token]. Half a warp takes one token: lane m of 16 adds channels 2·m and 2·m + 1, then 32 further on, …, as two
+// of the 32 sums that the order of decisions has. In each step of the butterfly a lane hands over the sums that it will not
+// finish and keeps the others; the last step, of neighbours, is within the lane.
 template <int HEADS, int PARTS>
 __device__ __forceinline__ int token_logits(const half* queries, const half* own_key, float scale, float* logits,
                                             int64_t head_stride, int tokens) {

@@ -1,37 +1,31 @@
 // Scores of a run of blocks from their boxes, for block_scoring and the fused query_aware_paged_attention.
 //
-// The plain path scores a block and a head at a time. The fast one, for head_dim 64 and 128 and a group of 1, 2 or a
-// multiple of 4 heads, brings 16 boxes at a time into shared memory, 16 bytes per lane and all under way at once. Half a
-// warp then takes one block: lane m of 16 adds channels 2·m and 2·m + 1, then 32 further on, …, as two of the 32 sums
-// that the order of decisions has (selection.cuh). In each step of the butterfly a lane hands over the sums that it will
-// not finish and keeps the others; the last step, of neighbours, is within the lane. 30 shuffles finish 32 scores.
+// The plain path scores a block and a head at a time. The fast one, for head_dim 64 and 128, takes 64 blocks of a
+// (sequence, KV head) in a thread block, 8 in a warp, and four query heads at a time (fewer: the others are zeros).
+//
+// Products come from tensor cores, sums do not: their order is that of decisions (selection.cuh), which no tensor core
+// keeps. Of the 8 places that mma.m16n8k8 adds for an output, one alone is not zero, so that it gives the exact product:
+//
+//     product[head, channel][block] = bound[head, channel][channel', lowest or highest] · box[channel', …][block]
+//
+// with 16 = 4 heads · 4 channels and 8 = 4 channels · 2 bounds; `bound` holds the query's channel where channel' is the
+// same one, with highest if it is positive and with lowest if it is negative. So one instruction takes the bound, converts
+// and multiplies for 8 blocks. With lane = 16·head₀ + 8·c₁ + 4·c₀ + q, a lane's products are of the channels
+// 32·p + 16·y + 8·c₁ + 2·j + c₀: it adds over p, then over y, hands over half of the sums by c₁, adds over j and
+// hands over by c₀, which is the butterfly 16, 8, 4, 2, 1 of 32 sums. 9 shuffles finish 32 scores.
 #pragma once
 
 #include "ring.cuh"
 #include "selection.cuh"
 
-constexpr int SCORE_WARPS = 4;
-constexpr int SCORE_BLOCKS = 16;  // per warp
-constexpr int HALF_WARP = WARP_SIZE / 2;
-constexpr int ROW_PADDING = 32;  // halfs: the two rows that a warp reads at once then lie in different banks
-
-// Steps WIDTH, WIDTH / 2, …, 1 of a butterfly over COUNT pairs of sums per lane of a half warp: what pair m % COUNT comes
-// to in all lanes ends in lane m.
-template <int COUNT, int WIDTH>
-__device__ __forceinline__ void hand_over(float (&sums)[COUNT][2]) {
-    const bool upper = threadIdx.x & WIDTH;
-    constexpr bool FEW = COUNT <= WIDTH;  // then every lane goes on with all of them
-#pragma unroll
-    for (int i = 0; i < (FEW ? COUNT : WIDTH); ++i) {
-#pragma unroll
-        for (int k = 0; k < 2; ++k) {
-            const float early = sums[i][k], late = FEW ? early : sums[i + (FEW ? 0 : WIDTH)][k];
-            const float given = __shfl_xor_sync(FULL_WARP, upper ? early : late, WIDTH);
-            sums[i][k] = __fadd_rn(upper ? late : early, given);
-        }
-    }
-    if constexpr (WIDTH > 1) hand_over<COUNT, WIDTH / 2>(sums);
-}
+constexpr int SCORE_WARPS = 8, SCORE_THREADS = SCORE_WARPS * WARP_SIZE;
+constexpr int SCORE_BLOCKS = 8;  // per warp
+constexpr int SCORE_HEADS = 4;   // at a time
+#if __CUDA_ARCH__ == 900
+constexpr int SCORE_PER_SM = 4;  // thread blocks; measured there, at the price of a few spilled words with large groups
+#else
+constexpr int SCORE_PER_SM = 2;
+#endif
 
 // The call's arrays and sizes, as block_scoring has them.
 struct Scoring {
@@ -40,152 +34,244 @@ struct Scoring {
     int64_t num_heads, head_dim, num_blocks, num_kv_heads, max_blocks_per_seq;
     int reduction;
     bool per_head;  // a score for every query head, not one for the group
+    int* status;
 
-    __device__ void put(float* block_score, int64_t seq, int64_t kv_head, int64_t head, int64_t logical,
-                        float score) const {
-        const int64_t row = per_head ? seq * num_heads + head : seq * num_kv_heads + kv_head;
+    // Query heads of a KV head; FEW: no more than are taken at a time, so that nobody waits for a division.
+    template <bool FEW = false>
+    __device__ int group() const {
+        const unsigned heads = (unsigned)num_heads, kv_heads = (unsigned)num_kv_heads;
+        if (FEW) return 1 + (heads > kv_heads) + (heads > 2 * kv_heads) + (heads > 3 * kv_heads);
+        return (int)(heads / kv_heads);
+    }
+
+    // Rows of arrays that fit into a memory have 32-bit numbers.
+    __device__ const half* queries(unsigned seq, unsigned head) const {
+        return query + (seq * (unsigned)num_heads + head) * head_dim;
+    }
+
+    __device__ void put(float* block_score, unsigned seq, unsigned kv_head, unsigned head, int logical, float score) const {
+        const unsigned row = per_head ? seq * (unsigned)num_heads + head : seq * (unsigned)num_kv_heads + kv_head;
         block_score[row * max_blocks_per_seq + logical] = score;
     }
 };
 
-template <int HEADS, int PARTS>
-__device__ __forceinline__ void score_tile(const Scoring& call, const int* table, float* block_score, int64_t first,
-                                           int64_t given, int64_t seq, int64_t kv_head, half* shared) {
-    constexpr int HEAD_DIM = PARTS * WARP_SIZE, ROW = 2 * HEAD_DIM + ROW_PADDING, LANES = 2 * HEAD_DIM / 8;
-    constexpr int ROWS = WARP_SIZE / LANES;       // boxes that one load of the warp brings
-    constexpr int AT_ONCE = HEADS > 1 ? WARP_SIZE / HEADS : SCORE_BLOCKS;  // blocks per butterfly
-    constexpr int GROUPS = SCORE_BLOCKS / AT_ONCE;
-    const int lane = threadIdx.x % WARP_SIZE, side = lane / HALF_WARP, m = lane % HALF_WARP;
-    const int64_t group = call.num_heads / call.num_kv_heads;
-    half* const rows = shared + threadIdx.x / WARP_SIZE * (SCORE_BLOCKS * ROW);
-    // The table is read before anything depends on how many blocks there are.
-    const int entry = lane < SCORE_BLOCKS && first + lane < call.max_blocks_per_seq ? table[first + lane] : -1;
-    const int own = first + lane < given ? entry : -1;
-    const bool own_held = own >= 0 && own < call.num_blocks;
+// A word for each part of 32 channels.
+template <int PARTS>
+struct alignas(4 * PARTS) Words {
+    unsigned part[PARTS];
+};
+
+template <int PARTS>
+struct ScoreMemory {
+    uint4 box[SCORE_WARPS][SCORE_BLOCKS][8 * PARTS];  // 16 bytes; swizzled, so that eight lanes find eight in other banks
+    Words<PARTS> bound[2][4][2][WARP_SIZE];           // [y][j][first or second head of the lane][lane]
+};
+
+// products[16][8] = a[16][8] · b[8][8]
+__device__ __forceinline__ void multiply_one(float (&products)[4], unsigned a0, unsigned a1, unsigned b) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %7, %7, %7};"
+        : "=f"(products[0]), "=f"(products[1]), "=f"(products[2]), "=f"(products[3])
+        : "r"(a0), "r"(a1), "r"(b), "f"(0.0f));
+}
+
+// The thread block fills `bound` from the queries of `heads` heads, each thread a lane's words that have a channel and those
+// of its neighbour that have none. A NaN stays one.
+template <int PARTS>
+__device__ __forceinline__ void take_bounds(const half* query, int heads, Words<PARTS> (&bound)[2][4][2][WARP_SIZE]) {
+    static_assert(SCORE_THREADS == 16 * 16, "a thread for each half of the lanes, y, j and head");
+    const int t = threadIdx.x, highest = t & 1, c0 = t >> 1 & 1, c1 = t >> 2 & 1, h0 = t >> 3 & 1;
+    const int second = t >> 4 & 1, j = t >> 5 & 3, y = t >> 7;
+    const int head = h0 + 2 * (c1 ^ second);  // of either c1 the head that the other one takes over comes second
+    const unsigned channel = head >= heads ? 0 : c0 ? 0xffff0000u : 0xffffu;
+    const unsigned lowest = highest ? 0 : channel & 0x80008000u;  // whose sign is turned
+    const unsigned* const pairs = reinterpret_cast<const unsigned*>(query) + min(head, heads - 1) * (PARTS * WARP_SIZE / 2);
+    Words<PARTS> made, none;
 #pragma unroll
-    for (int i = 0; i < SCORE_BLOCKS; i += ROWS) {
-        const int at = i + lane / LANES, block = __shfl_sync(FULL_WARP, own_held ? own : -1, at);
-        const int channel = lane % LANES * 8;
-        const half* from = call.box + box_offset(max(block, 0), kv_head, 0, channel, call.num_kv_heads, HEAD_DIM);
-        if (block >= 0) copy_ahead(rows + at * ROW + channel, from);
-        if ((i + ROWS) % AT_ONCE == 0) close_copies();
+    for (int p = 0; p < PARTS; ++p) made.part[p] = __ldg(pairs + 16 * p + 8 * y + 4 * c1 + j);
+#pragma unroll
+    for (int p = 0; p < PARTS; ++p) {
+        const unsigned turned = (made.part[p] & channel) ^ lowest;
+        const half2 kept = __hmax2_nan(reinterpret_cast<const half2&>(turned), __float2half2_rn(0.0f));
+        made.part[p] = reinterpret_cast<const unsigned&>(kept) ^ lowest;
+        none.part[p] = 0;
     }
-    float so_far[GROUPS] = {};  // of a group of more than HEADS heads
-    for (int64_t start = 0; start < group; start += HEADS) {
-        const half* const q = call.query + (seq * call.num_heads + kv_head * group + start) * HEAD_DIM;
-        float2 above[HEADS][PARTS], below[HEADS][PARTS];  // the positive and the negative part of each channel
+    const int lane = 16 * h0 + 8 * c1 + 4 * c0 + 2 * highest + c1;
+    bound[y][j][second][lane] = made;
+    bound[y][j][second][lane ^ 1] = none;
+}
+
+// Scores of a warp's 8 blocks: the lane has that of its head and block.
+__device__ __forceinline__ int score_head() { return (threadIdx.x >> 4 & 1) + (threadIdx.x >> 2 & 2); }
+__device__ __forceinline__ int score_block() { return 2 * (threadIdx.x & 3) + (threadIdx.x >> 2 & 1); }
+__device__ __forceinline__ int score_lane(int head) { return (threadIdx.x & 7) + (head & 1) * 16 + (head >> 1) * 8; }
+
+template <int PARTS>
+__device__ __forceinline__ float score_boxes(const uint4 (&box)[SCORE_BLOCKS][8 * PARTS],
+                                             const Words<PARTS> (&bound)[2][4][2][WARP_SIZE]) {
+    const int lane = threadIdx.x % WARP_SIZE;
+    const uint4* const own = box[lane / 4] + (lane >> 1 & 1) * (4 * PARTS);
+    const int place = (lane & 1) ^ (lane & 2) ^ (lane & 4);
+    float sums[4][4];
 #pragma unroll
-        for (int h = 0; h < HEADS; ++h) {
+    for (int y = 0; y < 2; ++y) {
+        uint4 held[PARTS];
+#pragma unroll
+        for (int p = 0; p < PARTS; ++p) held[p] = own[place ^ (4 * p + 2 * y)];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const Words<PARTS> first = bound[y][j][0][lane], second = bound[y][j][1][lane];
+            float sum[4];
 #pragma unroll
             for (int p = 0; p < PARTS; ++p) {
-                const half2 pair = reinterpret_cast<const half2*>(q + h * HEAD_DIM + p * WARP_SIZE)[m];
-                const float2 x = __half22float2(pair);
-                above[h][p] = {x.x > 0.0f ? x.x : 0.0f, x.y > 0.0f ? x.y : 0.0f};
-                below[h][p] = {x.x < 0.0f ? x.x : 0.0f, x.y < 0.0f ? x.y : 0.0f};
+                float product[4];
+                multiply_one(product, first.part[p], second.part[p],
+                             j == 0 ? held[p].x : j == 1 ? held[p].y : j == 2 ? held[p].z : held[p].w);
+#pragma unroll
+                for (int k = 0; k < 4; ++k) sum[k] = p == 0 ? product[k] : __fadd_rn(sum[k], product[k]);
             }
+#pragma unroll
+            for (int k = 0; k < 4; ++k) sums[j][k] = y == 0 ? sum[k] : __fadd_rn(sums[j][k], sum[k]);
         }
-        const bool undefined = [&] {
-            bool any = false;
-            for (int i = lane; i < HEADS * HEAD_DIM; i += WARP_SIZE) any |= __hisnan(q[i]);
-            return __any_sync(FULL_WARP, any);
-        }();
+    }
 #pragma unroll
-        for (int g = 0; g < GROUPS; ++g) {
-            if (start == 0) {
-                if (g == 0) await_copies<GROUPS - 1>();
-                else if (g == 1) await_copies<GROUPS < 2 ? 0 : GROUPS - 2>();
-                else if (g == 2) await_copies<GROUPS < 3 ? 0 : GROUPS - 3>();
-                else await_copies<0>();
-            }
-            float sums[HALF_WARP][2] = {};
+    for (int j = 0; j < 4; ++j) {
 #pragma unroll
-            for (int i = 0; i < AT_ONCE / 2; ++i) {
-                const half2* const row = reinterpret_cast<const half2*>(rows + (g * AT_ONCE + 2 * i + side) * ROW) + m;
-                float2 low[PARTS], high[PARTS];
+        for (int k = 0; k < 2; ++k) sums[j][k] = __fadd_rn(sums[j][k], __shfl_xor_sync(FULL_WARP, sums[j][k + 2], 8));
+    }
+    float pair[2];
 #pragma unroll
-                for (int p = 0; p < PARTS; ++p) {
-                    low[p] = __half22float2(row[p * HALF_WARP]);
-                    high[p] = __half22float2(row[HEAD_DIM / 2 + p * HALF_WARP]);
-                }
+    for (int k = 0; k < 2; ++k) {
+        pair[k] = __fadd_rn(__fadd_rn(sums[0][k], sums[2][k]), __fadd_rn(sums[1][k], sums[3][k]));
+    }
+    const bool upper = lane & 4;
+    const float given = __shfl_xor_sync(FULL_WARP, upper ? pair[0] : pair[1], 4);
+    return positive_zero(__fadd_rn(upper ? pair[1] : pair[0], given));
+}
+
+// `first` is the warp's first block, `own` the lane's (lanes below 8), -1 where there is none to score. WHOLE: the group has
+// no more heads than are taken at a time, and one score. There is a block in the pool.
+template <bool WHOLE, int PARTS>
+__device__ __forceinline__ void score_tile(const Scoring& call, int own, int wrong, float* block_score, int first, int seq, int kv_head,
+                                           ScoreMemory<PARTS>& memory) {
+    constexpr int HEAD_DIM = PARTS * WARP_SIZE, LANES = 8 * PARTS, ROWS = WARP_SIZE / LANES;  // boxes that a load brings
+    const int lane = threadIdx.x % WARP_SIZE, at = lane % LANES;
+    const int group = call.group<WHOLE>();
+    uint4(&rows)[SCORE_BLOCKS][LANES] = memory.box[threadIdx.x / WARP_SIZE];
+    uint4 held[SCORE_BLOCKS / ROWS];
+    const half* const from = call.box + kv_head * (2 * HEAD_DIM) + at * 8;
 #pragma unroll
-                for (int h = 0; h < HEADS; ++h) {
-                    float even = 0.0f, odd = 0.0f;  // products are exact, so that a fused step rounds only the sum
+    for (int i = 0; i < SCORE_BLOCKS / ROWS; ++i) {
+        const int block = max(__shfl_sync(FULL_WARP, own, i * ROWS + lane / LANES), 0);
+        asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(held[i].x), "=r"(held[i].y), "=r"(held[i].z), "=r"(held[i].w)
+                     : "l"(from + (int64_t)block * ((int)call.num_kv_heads * (2 * HEAD_DIM))));
+    }
+    const half* const queries = call.queries(seq, kv_head * group);
+    take_bounds(queries, min(group, SCORE_HEADS), memory.bound);
 #pragma unroll
-                    for (int p = 0; p < PARTS; ++p) {
-                        even = __fmaf_rn(above[h][p].x, high[p].x, __fmaf_rn(below[h][p].x, low[p].x, even));
-                        odd = __fmaf_rn(above[h][p].y, high[p].y, __fmaf_rn(below[h][p].y, low[p].y, odd));
-                    }
-                    sums[i * HEADS + h][0] = even;
-                    sums[i * HEADS + h][1] = odd;
-                }
-            }
-            // Lane m of a side has head m % HEADS of block 2 · (m / HEADS) + side.
-            const int in_tile = g * AT_ONCE + 2 * (m / HEADS) + side, head = m % HEADS;
-            const int64_t logical = in_tile < SCORE_BLOCKS ? first + in_tile : call.max_blocks_per_seq;
-            const int block = __shfl_sync(FULL_WARP, own, in_tile);
-            const bool held = __shfl_sync(FULL_WARP, (int)own_held, in_tile) && in_tile < SCORE_BLOCKS;
-            hand_over<HALF_WARP, HALF_WARP / 2>(sums);
-            float score = positive_zero(__fadd_rn(sums[0][0], sums[0][1]));
-            // A bound that is no number, also the infinite ones of an empty box times 0: as the plain path has it.
-            unsigned odd_ones = __ballot_sync(FULL_WARP, held && (isnan(score) || undefined));
-            while (odd_ones) {
-                const int from = __ffs(odd_ones) - 1;
-                odd_ones &= odd_ones - 1;
-                const int of_head = __shfl_sync(FULL_WARP, head, from), of_block = __shfl_sync(FULL_WARP, block, from);
-                const half* low = call.box + box_offset(of_block, kv_head, 0, 0, call.num_kv_heads, HEAD_DIM);
-                const float plain = box_score(q + of_head * HEAD_DIM, low, low + HEAD_DIM, HEAD_DIM);
-                if (lane == from) score = plain;
-            }
-            if (!held) score = -INFINITY;
-            GroupReduction reduced(call.reduction);
-            reduced.heads = (int)start;
-            reduced.value = so_far[g];
-#pragma unroll
-            for (int h = 0; h < HEADS; ++h) reduced.add(__shfl_sync(FULL_WARP, score, lane / HEADS * HEADS + h));
-            so_far[g] = reduced.value;
-            if (logical >= call.max_blocks_per_seq) continue;
-            if (call.per_head) {
+    for (int i = 0; i < SCORE_BLOCKS / ROWS; ++i) {
+        const int row = i * ROWS + lane / LANES;
+        rows[row][at ^ (at / (4 * PARTS) * 2) ^ (row % 2 * 4)] = held[i];
+    }
+    if (wrong) atomicOr(call.status, wrong);
+    __syncthreads();
+    const int head = score_head(), logical = first + score_block();
+    float so_far = 0.0f;
+#pragma unroll 1
+    for (int start = 0; start < (WHOLE ? 1 : group); start += SCORE_HEADS) {
+        const int heads = min(group - start, SCORE_HEADS);
+        if (start > 0) {
+            __syncthreads();
+            take_bounds(queries + start * HEAD_DIM, heads, memory.bound);
+            __syncthreads();
+        }
+        float score = score_boxes<PARTS>(rows, memory.bound);
+        const int block = __shfl_sync(FULL_WARP, own, score_block());
+        // A bound that is no number, also the infinite ones of an empty box times 0: as the plain path has it.
+        unsigned odd_ones = __ballot_sync(FULL_WARP, block >= 0 && head < heads && isnan(score));
+#pragma unroll 1
+        while (odd_ones) {
+            const int from = __ffs(odd_ones) - 1;
+            odd_ones &= odd_ones - 1;
+            const int of_head = __shfl_sync(FULL_WARP, head, from), of_block = __shfl_sync(FULL_WARP, block, from);
+            const half* low = call.box + box_offset(of_block, kv_head, 0, 0, call.num_kv_heads, HEAD_DIM);
+            const float plain = box_score(queries + (start + of_head) * HEAD_DIM, low, low + HEAD_DIM, HEAD_DIM);
+            if (lane == from) score = plain;
+        }
+        if (block < 0 || head >= heads) score = -INFINITY;
+        if (!WHOLE && call.per_head) {
+            if (head < heads && logical < call.max_blocks_per_seq) {
                 call.put(block_score, seq, kv_head, kv_head * group + start + head, logical, score);
-            } else if (head == 0 && start + HEADS == group) {
-                call.put(block_score, seq, kv_head, 0, logical, held ? reduced.result() : -INFINITY);
             }
+            continue;
+        }
+        GroupReduction reduced(call.reduction);
+        reduced.heads = start;
+        reduced.value = so_far;
+        if (call.reduction == 0) {  // the order of a maximum is free
+            float best = fmaxf(score, __shfl_xor_sync(FULL_WARP, score, 16));
+            best = fmaxf(best, __shfl_xor_sync(FULL_WARP, best, 8));
+            const unsigned undefined = __ballot_sync(FULL_WARP, isnan(score)) >> lane % SCORE_BLOCKS;
+            reduced.add(undefined & 0x01010101u ? positive_nan() : best);
+        } else {
+            for (int h = 0; h < heads; ++h) reduced.add(__shfl_sync(FULL_WARP, score, score_lane(h)));
+        }
+        so_far = reduced.value;
+        if (start + SCORE_HEADS >= group && head == 0 && logical < call.max_blocks_per_seq) {
+            call.put(block_score, seq, kv_head, 0, logical, block >= 0 ? reduced.result() : -INFINITY);
         }
     }
 }
 
-// Score the blocks [first, first + SCORE_BLOCKS) of a row by one warp; `given` of the row hold tokens, and none lies
-// behind the table.
-__device__ __forceinline__ void score_blocks(const Scoring& call, const int* table, float* block_score, int64_t first,
-                                             int64_t given, int64_t seq, int64_t kv_head) {
-    __shared__ __align__(16) half shared[SCORE_WARPS * SCORE_BLOCKS * (2 * 128 + ROW_PADDING)];
-    const int64_t group = call.num_heads / call.num_kv_heads;
-    const bool aligned = (((unsigned long long)call.box | (unsigned long long)call.query) & 15) == 0;
-#define SCORE_TILE(HEADS, PARTS)                    \
-    if (aligned && call.head_dim == 32 * PARTS && (group == HEADS || (HEADS == 4 && group % 4 == 0))) \
-        return score_tile<HEADS, PARTS>(call, table, block_score, first, given, seq, kv_head, shared)
-    SCORE_TILE(4, 4);
-    SCORE_TILE(4, 2);
-    SCORE_TILE(2, 4);
-    SCORE_TILE(2, 2);
-    SCORE_TILE(1, 4);
-    SCORE_TILE(1, 2);
-#undef SCORE_TILE
-    const int64_t end = min(first + SCORE_BLOCKS, call.max_blocks_per_seq);
-    for (int64_t logical = first; logical < end; ++logical) {
-        const int block = logical < given ? table[logical] : -1;
-        const bool held = block >= 0 && block < call.num_blocks;
-        const half* low = call.box + box_offset(held ? block : 0, kv_head, 0, 0, call.num_kv_heads, call.head_dim);
+// The same for any head_dim and alignment.
+__device__ __forceinline__ void score_plainly(const Scoring& call, int own, float* block_score, int first, int seq,
+                                              int kv_head) {
+    const int group = call.group(), lane = threadIdx.x % WARP_SIZE;
+    const int blocks = min((int)call.max_blocks_per_seq - first, SCORE_BLOCKS);
+#pragma unroll 1
+    for (int i = 0; i < blocks; ++i) {
+        const int block = __shfl_sync(FULL_WARP, own, i);
+        const half* low = call.box + box_offset(max(block, 0), kv_head, 0, 0, call.num_kv_heads, call.head_dim);
         GroupReduction reduced(call.reduction);
-        for (int64_t head = kv_head * group; head < (kv_head + 1) * group; ++head) {
-            const half* const q = call.query + (seq * call.num_heads + head) * call.head_dim;
-            const float score = held ? box_score(q, low, low + call.head_dim, call.head_dim) : -INFINITY;
+#pragma unroll 1
+        for (int head = kv_head * group; head < (kv_head + 1) * group; ++head) {
+            const half* const q = call.queries(seq, head);
+            const float score = block >= 0 ? box_score(q, low, low + call.head_dim, call.head_dim) : -INFINITY;
             reduced.add(score);
-            if (call.per_head && threadIdx.x % WARP_SIZE == 0) {
-                call.put(block_score, seq, kv_head, head, logical, score);
-            }
+            if (call.per_head && lane == 0) call.put(block_score, seq, kv_head, head, first + i, score);
         }
-        if (!call.per_head && threadIdx.x % WARP_SIZE == 0) {
-            call.put(block_score, seq, kv_head, 0, logical, held ? reduced.result() : -INFINITY);
+        if (!call.per_head && lane == 0) {
+            call.put(block_score, seq, kv_head, 0, first + i, block >= 0 ? reduced.result() : -INFINITY);
         }
     }
+}
+
+// Score the blocks [first, first + SCORE_BLOCKS) of a row by one warp of SCORE_WARPS that follow each other; the row has
+// `length` tokens in blocks of `block_size` (that is, with 1, blocks). The whole thread block calls it.
+__device__ __forceinline__ void score_blocks(const Scoring& call, const int* table, float* block_score, int first, int length,
+                                             int block_size, int seq, int kv_head) {
+    __shared__ __align__(16) unsigned char shared[sizeof(ScoreMemory<4>)];
+    const int lane = threadIdx.x % WARP_SIZE, at = first + lane, most = (int)call.max_blocks_per_seq;
+    // The table is read before anything depends on how many blocks there are.
+    const int entry = lane < SCORE_BLOCKS && at < most ? table[at] : -1;
+    const bool inside = lane < SCORE_BLOCKS && at < most && (int64_t)at * block_size < length;
+    const int own = inside && entry >= 0 && entry < call.num_blocks ? entry : -1;
+    const int wrong = (inside && own < 0 ? entry == -1 ? STATUS_UNMAPPED : STATUS_RANGE : 0) |
+                      (length < 0 || length > (int64_t)most * block_size ? STATUS_RANGE : 0);
+    const bool aligned = (((unsigned long long)call.box | (unsigned long long)call.query) & 15) == 0;
+    const int first_of_all = first - (int)threadIdx.x / WARP_SIZE * SCORE_BLOCKS;
+    const bool busy = (int64_t)first_of_all * block_size < length && call.num_blocks > 0;
+    const bool whole = call.num_heads <= SCORE_HEADS * call.num_kv_heads && !call.per_head;
+#define SCORE_TILE(WHOLE, PARTS)                                                   \
+    if (busy && aligned && whole == WHOLE && call.head_dim == PARTS * WARP_SIZE) { \
+        score_tile<WHOLE>(call, own, wrong, block_score, first, seq, kv_head, reinterpret_cast<ScoreMemory<PARTS>&>(shared)); \
+        return;                                                                    \
+    }
+    SCORE_TILE(true, 4)
+    SCORE_TILE(true, 2)
+    SCORE_TILE(false, 4)
+    SCORE_TILE(false, 2)
+#undef SCORE_TILE
+    if (wrong) atomicOr(call.status, wrong);
+    score_plainly(call, own, block_score, first, seq, kv_head);
 }

@@ -1,13 +1,12 @@
 // Attention over the selected blocks only; given boxes, the same call scores and chooses them first (fused).
-// With boxes, a launch of one warp per 16 blocks scores (box_scores.cuh) and one of a thread block per (sequence, KV head)
+// With boxes, a launch of one warp per 8 blocks scores (box_scores.cuh) and one of a thread block per (sequence, KV head)
 // selects (selection.cuh); then, or without boxes, one thread block of four warps per (part of a sequence's kept list, KV
 // head), or per (worker, KV head) over segments of the lists, attends as flash_paged_attention does and merges as it does.
-// In the commonest shapes one launch does all three.
+// In the commonest shapes one launch chooses and attends.
 // TinyServe S:391-521 and arXiv 2509.12211; Quest, arXiv 2406.10774.
 #include "attention_tiles.cuh"
 #include "box_scores.cuh"
 #include "kept_attention.cuh"
-#include "score_windows.cuh"
 #include "work_list.cuh"
 
 #define QUERY_AWARE_PARAMETERS                                                                                        \
@@ -30,25 +29,16 @@ __device__ __forceinline__ Row row_of(const int* seq_lens, int64_t seq, int64_t 
     return {length, (length + block_size - 1) / block_size};
 }
 
-// Blocks of a sequence; what is no length gives a number that score_tiles finds out of range.
-__device__ __forceinline__ int blocks_of(int length, int block_size) {
-    return length < 0 ? -1 : (int)(((unsigned)length + block_size - 1) / block_size);
-}
-
-// Fused, first: the scores. Four warps of 16 blocks each per (run of blocks, sequence, KV head).
-extern "C" __global__ void __launch_bounds__(128, 4) query_aware_paged_attention_score(QUERY_AWARE_PARAMETERS) {
-    const int64_t first = ((int64_t)blockIdx.x * SCORE_WARPS + threadIdx.x / WARP_SIZE) * SCORE_BLOCKS;
-    const int64_t seq = blockIdx.y, kv_head = blockIdx.z, own = first + threadIdx.x % WARP_SIZE;
+// Fused, first: the scores, as block_scoring makes them.
+extern "C" __global__ void __launch_bounds__(SCORE_THREADS, SCORE_PER_SM)
+    query_aware_paged_attention_score(QUERY_AWARE_PARAMETERS) {
+    start_next_launch();
+    const int first = ((int)blockIdx.y * SCORE_WARPS + (int)threadIdx.x / WARP_SIZE) * SCORE_BLOCKS;
+    const int kv_head = (int)blockIdx.x, seq = (int)blockIdx.z;
     if (seq >= num_seqs || kv_head >= num_kv_heads) return;
-    const Row row = row_of(seq_lens, seq, block_size, max_blocks_per_seq, status);
-    if (first >= row.blocks) return;  // whole warps leave
-    const int* table = block_table + seq * max_blocks_per_seq;
-    if (threadIdx.x % WARP_SIZE < SCORE_BLOCKS && own < row.blocks && (table[own] < 0 || table[own] >= num_blocks)) {
-        atomicOr(status, table[own] == -1 ? STATUS_UNMAPPED : STATUS_RANGE);
-    }
     const Scoring call = {query,        box,       num_heads, head_dim, num_blocks,
-                          num_kv_heads, max_blocks_per_seq, reduction, false};
-    score_blocks(call, table, score, first, row.blocks, seq, kv_head);
+                          num_kv_heads, max_blocks_per_seq, reduction, false, status};
+    score_blocks(call, block_table + seq * max_blocks_per_seq, score, first, seq_lens[seq], (int)block_size, seq, kv_head);
 }
 
 // Blocks to keep of a row by the paper's budget; none, and a flag, where the list cannot hold them.
@@ -86,6 +76,7 @@ __device__ __forceinline__ void choose_row(const float* scores, int64_t blocks, 
 extern "C" __global__ void __launch_bounds__(512, 1) query_aware_paged_attention_select(QUERY_AWARE_PARAMETERS) {
     __shared__ SelectMemory memory;
     const int64_t seq = blockIdx.x, at = seq * num_kv_heads + blockIdx.y;
+    follow_launch();
     if (seq >= num_seqs) return;
     const Row row = row_of(seq_lens, seq, block_size, max_blocks_per_seq, status);
     const int64_t budget = budget_of(row.blocks, max_selected, ratio_permille, sinks, recent, budget_blocks, status);
@@ -96,25 +87,10 @@ extern "C" __global__ void __launch_bounds__(512, 1) query_aware_paged_attention
     if (threadIdx.x == 0) count[at] = (int)budget;
 }
 
-// Fused, in one launch, in three steps that all thread blocks go through: score windows of blocks, choose for a row, attend
-// to a part of its list. All thread blocks of a row make its choice, each for itself, so that they wait for its scores only,
-// by the row's ticket: arrivals of scored windows, then of parts, 0 at the end. All thread blocks of the launch must be
-// resident at once, because they wait for each other: there are no more of them than the device holds.
+// Fused, behind the scores: one launch that chooses for a row and attends to a part of its list. All thread blocks of a row
+// make its choice, each for itself, so that none waits for another; the last of them to arrive puts the parts together.
 constexpr int AT_ONCE_WARPS = 12, AT_ONCE_THREADS = AT_ONCE_WARPS * WARP_SIZE;
 constexpr int KEPT_HERE = 256;  // blocks of a part that are handed on in shared memory; of a longer one the list is read
-
-__device__ __forceinline__ int look_at(const int* ticket) {
-    int seen;
-    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(ticket) : "memory");
-    return seen;
-}
-
-// Count an arrival in a ticket, where `ours`; what the warp wrote before is then to be seen.
-__device__ __forceinline__ void announce(int* ticket, bool ours) {
-    asm volatile("{\n\t.reg .pred ours;\n\tsetp.ne.s32 ours, %1, 0;\n\t@ours red.release.gpu.global.add.s32 [%0], 1;\n\t}" ::"l"(ticket),
-                 "r"((int)ours)
-                 : "memory");
-}
 
 // Count this thread block's arrival, when all its threads have written; gives how many there were before, to all of them.
 __device__ __forceinline__ int arrive(int* ticket) {
@@ -181,41 +157,14 @@ __device__ __forceinline__ void merge_row(const float* partial_output, const flo
     }
 }
 
-// Wait until a row's ticket is at least `wanted`; what was written before is then to be seen. All threads call it.
-__device__ __forceinline__ void wait_for(const int* ticket, int wanted) {
-    if (threadIdx.x == 0) {
-        while (look_at(ticket) < wanted) __nanosleep(20);
-    }
-    __syncthreads();
-}
-
 // For head_dim 128 and a group of 4 or 8.
 extern "C" __global__ void __launch_bounds__(AT_ONCE_THREADS, 1)
     query_aware_paged_attention_at_once(QUERY_AWARE_PARAMETERS) {
     constexpr int DIM = 128;
     extern __shared__ __align__(128) unsigned char rings[];  // [AT_ONCE_WARPS][RING_SLOTS * SLOT_BYTES]
     const int warp = uniform_warp(), lane = threadIdx.x % WARP_SIZE, kv_heads = (int)num_kv_heads;
-    if (num_seqs == 0) return;
+    if (num_seqs == 0) return follow_launch();
     const int rows = (int)num_seqs * kv_heads, group = (int)(num_heads / num_kv_heads);
-    const Windows windows(max_blocks_per_seq, rows, (int64_t)gridDim.x * AT_ONCE_WARPS);
-    {
-        const Scoring call = {query,        box,       num_heads, head_dim, num_blocks,
-                              num_kv_heads, max_blocks_per_seq, reduction, false};
-        const auto given_of = [&](int64_t seq) { return blocks_of(seq_lens[seq], (int)block_size); };
-        const auto done = [&](int row) {
-            __syncwarp();
-            announce(&tickets[row], lane == 0);
-        };
-        int flags = 0;
-        const int first = warp * (int)gridDim.x + (int)blockIdx.x, stride = (int)gridDim.x * AT_ONCE_WARPS;
-        unsigned char* const ring = rings + warp * (RING_SLOTS * SLOT_BYTES);
-        if (num_heads == 4 * num_kv_heads) {
-            score_tiles<4, 4, true>(call, block_table, score, windows, first, stride, given_of, done, ring, flags);
-        } else {
-            score_tiles<4, 4, false>(call, block_table, score, windows, first, stride, given_of, done, ring, flags);
-        }
-        if (flags) atomicOr(status, flags);
-    }
     // As many parts of a row as there are thread blocks for it, of at least eight blocks.
     const int splits = max(min(min((int)gridDim.x / rows, (int)max_selected / 8), (int)(max_segments / num_seqs)), 1);
     int* const row_table = reinterpret_cast<int*>(rings);  // [SELECT_BLOCKS], until the list is known
@@ -234,12 +183,11 @@ extern "C" __global__ void __launch_bounds__(AT_ONCE_THREADS, 1)
         __syncthreads();  // the rings are free
         ask_row<AT_ONCE_THREADS>(row_table, table, min(row.blocks, (int64_t)SELECT_BLOCKS));
         if (threadIdx.x < 2) told[threadIdx.x] = 0;
-        wait_for(&tickets[at], windows.per_row);
-        if (splits == 1 && threadIdx.x == 0) tickets[at] = 0;
         const auto keep = [&](int place, int block) {
             if (here) kept[place - low] = {block, block < SELECT_BLOCKS ? row_table[block] : table[block]};
             else list[place] = block;
         };
+        follow_launch();
         choose_row<AT_ONCE_THREADS>(score + at * max_blocks_per_seq, row.blocks, max_blocks_per_seq, size, list,
                                     max_selected, sinks, recent, low, high, memory, status, keep);
         __syncthreads();
@@ -295,7 +243,7 @@ extern "C" __global__ void __launch_bounds__(AT_ONCE_THREADS, 1)
         if (splits == 1) {
             if (threadIdx.x < group) blocks_read[head + threadIdx.x] = told[0];
             if (threadIdx.x < group) tokens_read[head + threadIdx.x] = told[1];
-        } else if (arrive(&tickets[at]) == windows.per_row + splits - 1) {
+        } else if (arrive(&tickets[at]) == splits - 1) {
             if (threadIdx.x == 0) tickets[at] = 0;
             merge_row<DIM>(partial_output, partial_ml, (int64_t)seq * splits, splits, num_heads,
                            (int64_t)kv_head * group, group, output + head * DIM, lse + head,
@@ -379,6 +327,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) query_aware_paged_attention
     int recent,
     int budget_blocks,
     int* status) {
+    follow_launch();
     const int64_t kv_head = blockIdx.y, group = num_heads / num_kv_heads, head = kv_head * group;
     const int64_t select_head = num_select_heads == 1 ? 0 : kv_head;
     const int splits = max((int)gridDim.x / max((int)num_seqs, 1), 1);  // without a work list

@@ -77,6 +77,30 @@ _SCORING = (
     Case("block_scoring", "head_dim_96", "three rows of lanes", _score(8, [70, 20], head_dim=96)),
     Case("block_scoring", "head_dim_256", "eight rows of lanes", _score(9, [70, 20], head_dim=256, num_kv_heads=1)),
     Case("block_scoring", "group_of_16", "a full tile", _score(10, [40], num_heads=16, num_kv_heads=1, head_dim=128)),
+    Case(
+        "block_scoring",
+        "group_of_6",
+        "four heads at a time, then two",
+        _score(20, [300, 40], num_heads=6, num_kv_heads=1, head_dim=128, reduction="mean"),
+    ),
+    Case(
+        "block_scoring",
+        "group_of_6_per_head",
+        "a score for each of them",
+        _score(21, [300, 40], num_heads=6, num_kv_heads=1, head_dim=128, per_head=True),
+    ),
+    Case(
+        "block_scoring",
+        "several_thread_blocks",
+        "rows that end within the second and the fourth",
+        _score(22, [1700, 3500, 5], num_heads=8, num_kv_heads=2, head_dim=128),
+    ),
+    Case(
+        "block_scoring",
+        "infinite_query",
+        "infinity and zero in one product, and infinities that are not the score's own",
+        _score(23, [200], _set("query", (0, 1, 5), np.inf), num_heads=8, num_kv_heads=2, head_dim=128),
+    ),
     Case("block_scoring", "block_size_8", "many small blocks", _score(11, [203], block_size=8, head_dim=32)),
     Case(
         "block_scoring",

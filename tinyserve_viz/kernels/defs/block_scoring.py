@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyserve_viz.kernels.decision_math import F32, lane_sum, reduce_group
-from tinyserve_viz.kernels.definition import Arg, KernelDef, Launch, Requirement, Scalar, Status
+from tinyserve_viz.kernels.definition import Arg, Axes, KernelDef, Launch, Requirement, Scalar, Status, ceil_div
 from tinyserve_viz.kernels.defs.paged_attention import GROUPED
 from tinyserve_viz.kernels.layout import BOX, F16, box_bounds
 from tinyserve_viz.kernels.paging import resident
@@ -17,7 +17,13 @@ SCORING_HEADS = Requirement(
     lambda axes, _scalars: axes["num_score_heads"] in (axes["num_heads"], axes["num_kv_heads"]),
 )
 
+SCORING_THREADS, _BLOCKS = 256, 64  # of a thread block, as in cuda/box_scores.cuh
 _PER_CHUNK = 1 << 22  # channels scored at once: 16 MiB of fp32, so that a long context does not fill the memory
+
+
+def scoring_grid(axes: Axes) -> tuple[int, int, int]:
+    """Thread blocks of the same blocks and other KV heads follow each other: their boxes lie side by side."""
+    return max(1, axes["num_kv_heads"]), max(1, ceil_div(axes["max_blocks_per_seq"], _BLOCKS)), max(1, axes["num_seqs"])
 
 
 def reference(
@@ -83,9 +89,9 @@ KERNEL = KernelDef(
         ),
     ),
     launch=Launch(
-        layout="one warp per (16 blocks, sequence, kv head), four to a thread block; boxes in shared memory",
-        grid=lambda a: (max(1, -(-a["max_blocks_per_seq"] // 64)), max(1, a["num_seqs"]), max(1, a["num_kv_heads"])),
-        threads=128,
+        layout="one warp per (8 blocks, sequence, kv head), eight to a thread block; products on tensor cores",
+        grid=scoring_grid,
+        threads=SCORING_THREADS,
     ),
     requires=(GROUPED, SCORING_HEADS),
 )

@@ -18,10 +18,9 @@ from tinyserve_viz.kernels.definition import (
     Scalar,
     Stage,
     Status,
-    ceil_div,
 )
 from tinyserve_viz.kernels.defs import block_scoring
-from tinyserve_viz.kernels.defs.block_scoring import REDUCTION
+from tinyserve_viz.kernels.defs.block_scoring import REDUCTION, SCORING_THREADS, scoring_grid
 from tinyserve_viz.kernels.defs.cache_selection import choose, paper_budget
 from tinyserve_viz.kernels.defs.flash_paged_attention import WHOLE_WORK_LIST, WORK_LIST, work_of
 from tinyserve_viz.kernels.defs.paged_attention import GROUPED
@@ -201,22 +200,13 @@ KERNEL = KernelDef(
         grid=lambda a: (max(1, a["num_workers"] or a["num_seqs"] * splits(a)), max(1, a["num_kv_heads"]), 1),
         threads=128,
         before=(
+            Stage("score", scoring_grid, SCORING_THREADS, lambda facts: bool(facts["has_box"])),
             Stage(
                 "at_once",
                 lambda a: (max(1, a["num_sms"]), 1, 1),
                 32 * _AT_ONCE_WARPS,
                 at_once,
                 lambda _axes: _AT_ONCE_BYTES,
-            ),
-            Stage(
-                "score",
-                lambda a: (
-                    max(1, ceil_div(a["max_blocks_per_seq"], 64)),
-                    max(1, a["num_seqs"]),
-                    max(1, a["num_kv_heads"]),
-                ),
-                128,
-                _in_stages,
             ),
             Stage(
                 "select",
@@ -227,6 +217,7 @@ KERNEL = KernelDef(
         ),
         scratch_axes=lambda a: {"max_segments": a["num_seqs"] * splits(a)},
         when=lambda facts: not at_once(facts),
+        overlap=True,
     ),
     requires=(GROUPED, SELECTING_HEADS, FUSED_PER_HEAD, WHOLE_WORK_LIST),
 )
