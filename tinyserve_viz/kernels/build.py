@@ -30,9 +30,9 @@ from tinyserve_viz.kernels.definition import KernelDef
 OPTIONS = ("-std=c++17", "-O3", "-Xptxas=-v")
 # Decisions must round every multiply and add by itself; nothing else may contract them.
 DECISION_OPTIONS = ("-fmad=false",)
-# Bytes of spill stores that a file may have, the most of all architectures; every other file: none. These hold plain forms
-# for every head_dim and group beside the main path in one entry, and the compiler reports entries, not forms.
-MAY_SPILL = {"block_scoring": 64, "query_aware_paged_attention": 116}
+# Bytes of spill stores that a file may have, the most of all architectures; every other file: none. These hold plain
+# forms for every head_dim and group beside the main path in one entry, and the compiler reports entries, not forms.
+MAY_SPILL = {"block_scoring": 64, "query_aware_paged_attention": 96}
 
 
 @dataclass(frozen=True, slots=True)
