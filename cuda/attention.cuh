@@ -37,6 +37,13 @@ struct __align__(16) Meeting {
 // exp2(a - b) where b is the larger of the two; two -inf give 0.
 __device__ __forceinline__ float rescale(float a, float b) { return b == -INFINITY ? 0.0f : exp2f(a - b); }
 
+// exp2, 0 where it is below the smallest normal number: one instruction.
+__device__ __forceinline__ float power_of_two(float exponent) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(exponent));
+    return power;
+}
+
 // Eight channels of a row, 0 behind its end.
 __device__ __forceinline__ uint4 load_channels(const half* row, int channel, int head_dim, bool wide) {
     uint4 held = {0, 0, 0, 0};

@@ -52,6 +52,17 @@ __device__ __forceinline__ uint4 load_once(const half* from, bool there) {
     return held;
 }
 
+// The same where the lanes read half a line now and its other half next: L2 fetches both.
+__device__ __forceinline__ uint4 load_line(const half* from, bool there) {
+    uint4 held = {0, 0, 0, 0};
+    if (there) {
+        asm volatile("ld.global.nc.L1::evict_first.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(held.x), "=r"(held.y), "=r"(held.z), "=r"(held.w)
+                     : "l"(from));
+    }
+    return held;
+}
+
 __device__ __forceinline__ unsigned word(const uint4& held, int i) {
     return i == 0 ? held.x : i == 1 ? held.y : i == 2 ? held.z : held.w;
 }

@@ -24,8 +24,8 @@ enum Status {
 constexpr unsigned FULL_WARP = 0xffffffffu;
 constexpr int WARP_SIZE = 32;
 
-// A launch that follows another of its call may start before that one has ended (tinyserve_viz/kernels/cuda_launch.py). It
-// waits here until that one has, and what it wrote is there; before it, it may touch only what no launch of the call writes.
+// A launch may start before the one before it has ended (tinyserve_viz/kernels/cuda_launch.py). It waits here until that
+// one has, and what it wrote is there; before, it may use only what that one does not write, or as a guess at what to fetch.
 __device__ __forceinline__ void follow_launch() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -104,27 +104,37 @@ __device__ __forceinline__ bool brings_first(const WorkList& list, const Parts& 
     return at < parts.end && list.brings(at, seq);
 }
 
-// Whether this thread block brings the last of a sequence's parts; all that the others wrote is then to be seen. `whole`
-// tells whether every segment from the first to the last is a part. The whole thread block calls it, when its part is
-// written.
-__device__ __forceinline__ bool last_part(const WorkList& list, const Parts& parts, int64_t seq, int64_t kv_head,
-                                          bool brings_first, bool* whole) {
-    __shared__ bool last;
-    int expected = __syncthreads_count(brings_first);
+// A barrier that counts: parts of a sequence, from each thread's answer of brings_first. The whole thread block calls it.
+__device__ __forceinline__ int count_parts(const WorkList& list, const Parts& parts, int64_t seq, bool brings_first) {
+    int count = __syncthreads_count(brings_first);
     for (int tile = parts.first + blockDim.x; tile < parts.end; tile += blockDim.x) {
         const int at = tile + threadIdx.x;
-        expected += __syncthreads_count(at < parts.end && list.brings(at, seq));
+        count += __syncthreads_count(at < parts.end && list.brings(at, seq));
     }
-    *whole = expected == parts.end - parts.first;
+    return count;
+}
+
+// Whether this thread block brings the last of `count` parts of a sequence; all that the others wrote is then to be seen.
+// The whole thread block calls it, behind a barrier behind its part.
+__device__ __forceinline__ bool is_last(const WorkList& list, int64_t seq, int64_t kv_head, int count) {
+    __shared__ bool last;
     if (threadIdx.x == 0) {
         int* const ticket = &list.tickets[seq * list.num_kv_heads + kv_head];
         int before;
         asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], 1;" : "=r"(before) : "l"(ticket) : "memory");
-        last = before == expected - 1;
+        last = before == count - 1;
         if (last) *ticket = 0;
     }
     __syncthreads();
     return last;
+}
+
+// Both, when the part is written; `whole` tells whether every segment from the first to the last is a part.
+__device__ __forceinline__ bool last_part(const WorkList& list, const Parts& parts, int64_t seq, int64_t kv_head,
+                                          bool brings_first, bool* whole) {
+    const int count = count_parts(list, parts, seq, brings_first);
+    *whole = count == parts.end - parts.first;
+    return is_last(list, seq, kv_head, count);
 }
 
 // One or four floats from the L2 cache, or zeros, without a branch, so that many are under way.
@@ -238,6 +248,58 @@ __device__ __forceinline__ void merge_heads(const WorkList& list, const Parts& p
     }
 }
 
+// The same where every segment from the first to the last is a part, for head_dim 64 and 128, in as few instructions as it
+// takes: they run once, and fetching them is what takes the time. A warp per head, four channels a lane, UNDER_WAY parts
+// at a time.
+template <int UNDER_WAY>
+__device__ __forceinline__ void merge_every(const WorkList& list, const Parts& parts, int seq, int head, int heads,
+                                            int num_heads, int head_dim, half* output, float* lse) {
+    const int d = threadIdx.x % WARP_SIZE * 4, count = parts.end - parts.first;
+    const int ml_stride = 16 * num_heads, value_stride = 4 * num_heads * head_dim;  // bytes
+#pragma unroll 1
+    for (int h = threadIdx.x / WARP_SIZE; h < heads; h += blockDim.x / WARP_SIZE) {
+        const int64_t row = (int64_t)parts.first * num_heads + head + h, to = (int64_t)seq * num_heads + head + h;
+        const char* const ml = reinterpret_cast<const char*>(list.partial_ml + 4 * row);
+        const char* const values = reinterpret_cast<const char*>(list.partial_output + row * head_dim + d % head_dim);
+        float top = -INFINITY, sum = 0.0f;
+        float4 mixed = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll 1
+        for (int start = 0; start < count; start += UNDER_WAY) {
+            float2 own[UNDER_WAY];
+            float4 held[UNDER_WAY];
+#pragma unroll
+            for (int k = 0; k < UNDER_WAY; ++k) {
+                const int at = min(start + k, count - 1);  // some twice, so that no branch keeps loads apart
+                own[k] = __ldcg(reinterpret_cast<const float2*>(ml + (int64_t)at * ml_stride));
+                held[k] = __ldcg(reinterpret_cast<const float4*>(values + (int64_t)at * value_stride));
+            }
+            float highest = top;
+#pragma unroll
+            for (int k = 0; k < UNDER_WAY; ++k) highest = fmaxf(highest, own[k].x);
+            const float base = highest == -INFINITY ? 0.0f : highest, shrink = power_of_two(top - base);
+            top = highest;
+            sum *= shrink;
+            mixed = {mixed.x * shrink, mixed.y * shrink, mixed.z * shrink, mixed.w * shrink};
+#pragma unroll
+            for (int k = 0; k < UNDER_WAY; ++k) {
+                const float weight = start + k < count ? power_of_two(own[k].x - base) : 0.0f;
+                sum += weight * own[k].y;
+                mixed.x += weight * held[k].x;
+                mixed.y += weight * held[k].y;
+                mixed.z += weight * held[k].z;
+                mixed.w += weight * held[k].w;
+            }
+        }
+        const float inverse = sum == 0.0f ? 0.0f : 1.0f / sum;
+        if (d < head_dim) {
+            half2* const out = reinterpret_cast<half2*>(output + to * head_dim + d);
+            out[0] = __floats2half2_rn(mixed.x * inverse, mixed.y * inverse);
+            out[1] = __floats2half2_rn(mixed.z * inverse, mixed.w * inverse);
+        }
+        if (d == 0) lse[to] = sum == 0.0f ? -INFINITY : top * LN_2 + logf(sum);
+    }
+}
+
 // The same for every head_dim.
 __device__ __forceinline__ void merge_parts(const WorkList& list, const Parts& parts, bool whole, int64_t seq,
                                             int64_t head, int64_t heads, int64_t num_heads, int64_t head_dim,
@@ -259,6 +321,7 @@ __device__ __forceinline__ void write_empty(const WorkList& list, int covered, i
         for (int at = parts.first; at < parts.end && !any; ++at) any = list.brings(at, seq);
         for (int64_t h = 0; h < group && !any; ++h) {
             const int64_t at = seq * num_heads + kv_head * group + h;
+#pragma unroll 1
             for (int64_t d = 0; d < head_dim; ++d) output[at * head_dim + d] = __float2half(0.0f);
             lse[at] = -INFINITY;
             if (blocks_read) blocks_read[at] = tokens_read[at] = 0;

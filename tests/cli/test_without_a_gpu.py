@@ -23,6 +23,7 @@ DRIVER = """
 class Error(Exception): pass
 class MemoryError(Error): pass
 def init(): {init}
+def get_driver_version(): return 13000
 class device_attribute:
     MULTIPROCESSOR_COUNT = 132
     MAX_SHARED_MEMORY_PER_BLOCK_OPTIN = 232448

@@ -9,6 +9,7 @@ import pytest
 
 from tinyserve_viz.kernels import KERNELS
 from tinyserve_viz.kernels.backend import kernel_named
+from tinyserve_viz.kernels.bench.device import Device, prepare, status_of
 from tinyserve_viz.kernels.cases import CASES
 from tinyserve_viz.kernels.conformance import Case, run_case
 from tinyserve_viz.kernels.cuda_backend import CudaBackend
@@ -82,6 +83,38 @@ def test_131072_tokens_at_batch_1(cuda: CudaBackend) -> None:
     mass = {name: arrays[name] for name in ("query", "key_cache", "block_table", "seq_lens")}
     found, expected = _both(cuda, "block_mass", mass, {**scale, "num_score_heads": 2})
     np.testing.assert_array_equal(found["block_mass"], expected["block_mass"])
+
+
+def test_a_launch_that_starts_early_sees_what_the_one_before_wrote(cuda: CudaBackend) -> None:
+    rng = np.random.default_rng(2)
+    query = rng.standard_normal((1, 32, 128)).astype(np.float16)
+    host = _long_context(4096, num_kv_heads=8)
+    host = {name: host[name] for name in ("key_cache", "value_cache", "block_table", "seq_lens")}
+    sizes = {"num_workers": 16, "max_segments": 17, "block_size": 16}
+    plan = NUMPY.run(kernel_named("dynamic_workload_balancing"), {"seq_lens": host["seq_lens"]}, sizes)
+    host |= {name: plan[name] for name in ("segments", "segment_range", "seq_segments")}
+    with cuda.gpu.current() as driver:
+        device = Device(cuda.gpu)
+        one, other = (device.empty(query.shape, np.float16) for _ in range(2))
+        given = {name: device.put(array) for name, array in host.items()}
+        calls = [
+            prepare(device, "flash_paged_attention", {**given, "query": source, "output": target}, scale=4.0)
+            for source, target in ((one, other), (other, one))
+        ]
+
+        def chained(between: Any) -> Any:
+            driver.memcpy_htod(one.pointer, query)
+            for call in calls * 20:
+                call.launch()
+                between()
+            return device.read(one)
+
+        waiting = chained(driver.Context.synchronize)
+        assert np.isfinite(waiting).all()
+        assert not np.array_equal(waiting, query)
+        for _ in range(5):
+            np.testing.assert_array_equal(chained(lambda: None), waiting)
+        assert [int(status_of(device, call.status)) for call in calls] == [0, 0]
 
 
 def test_offsets_beyond_2_to_31_elements(cuda: CudaBackend) -> None:

@@ -21,7 +21,7 @@ def source_of(kernel: Any, parameters: list[str] | None = None) -> str:
     listed = ",\n    ".join(kernel.c_parameters() if parameters is None else parameters)
     stages = {stage.suffix: None for stage in (*kernel.launch.before, *kernel.launch.after)}
     entries = [kernel.name, *(f"{kernel.name}_{suffix}" for suffix in stages)]
-    body = " follow_launch(); " if kernel.launch.overlap else ""
+    body = " follow_launch(); " if kernel.launch.overlap or kernel.launch.early else ""
     bodies = [f'extern "C" __global__ void {entry}(\n    {listed}) {{{body}}}\n' for entry in entries]
     return "#include <cuda_fp16.h>\n#include <stdint.h>\n" + "".join(bodies)
 

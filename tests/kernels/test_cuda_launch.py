@@ -111,3 +111,11 @@ def test_a_plan_launches_the_first_itself_and_the_others_behind_it() -> None:
     assert [found["stream"] for found in library.launches] == [9]
     Plan(launches, (second,)).launch((1,))
     assert [found["stream"] for found in library.launches] == [9, 0]
+
+
+def test_a_call_that_starts_early_has_all_its_launches_behind_what_was_before() -> None:
+    library = Library()
+    both = tuple(Followers(library).follower("a.cubin", name, "P", (1, 1, 1), 32, 0) for name in ("one", "two"))
+    untouched: Any = object()  # PyCUDA's function is not called
+    Plan(tuple((name, untouched, (1, 1, 1), 32, 0) for name in ("one", "two")), both).launch((1,))
+    assert [found["attribute"] for found in library.launches] == [(6, 1), (6, 1)]

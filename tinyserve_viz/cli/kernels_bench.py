@@ -32,6 +32,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget-s", type=_seconds, metavar="S", help="start no row after S seconds"
     )
+    parser.add_argument(
+        "--no-overlap", action="store_true", help="no call starts before the one before it has ended"
+    )
     parser.add_argument("--markdown", action="store_true", help="print tables for a document")
     parser.add_argument("--force", action="store_true", help="replace the file of -o if it exists")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -54,18 +57,19 @@ def run(args: argparse.Namespace) -> int:
 
     if args.json and args.markdown:
         raise UsageError("tinyserve-viz kernels: --json and --markdown both want stdout; see --help")
-    given = [f"--{name.replace('_', '-')}" for name in ("grid", "kernel", "nvcc", "budget_s") if getattr(args, name)]
+    names = ("grid", "kernel", "nvcc", "budget_s", "no_overlap")
+    given = [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]
     if args.source and given:
         raise UsageError(f"tinyserve-viz kernels: --from times nothing, without {', '.join(given)}; see --help")
     check_output(args.output, args.force, "a bench file", BENCH)
-    names = [kernel_named(name).name for name in args.kernel]
+    kernels = [kernel_named(name).name for name in args.kernel]
     others = [(path.name, read_bench(path)) for path in args.against]
     if args.source:
         found = read_bench(args.source)
         if not (args.json or args.markdown):
             print("\n".join([_title(found), HEAD, *(line(row) for row in found["rows"])]))
     else:
-        found = _measure(args, names)
+        found = _measure(args, kernels)
     pairs = ratios(found["rows"], others)
     if others:
         found["against"] = [asdict(pair) for pair in pairs]
@@ -96,6 +100,7 @@ def _measure(args: argparse.Namespace, names: list[str]) -> dict[str, Any]:
     gpu = gpu_for("bench times kernels on a GPU, never the NumPy reference")
     if args.nvcc:
         gpu.nvcc = find_nvcc(args.nvcc)
+    gpu.early = not args.no_overlap
     started = False
 
     def report(row: Row, facts: Facts) -> None:

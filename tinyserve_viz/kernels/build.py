@@ -113,10 +113,10 @@ def compare_parameters(kernel: KernelDef, source: str) -> list[str]:
     before, after = ([f"{kernel.name}_{stage.suffix}" for stage in side] for side in (launch.before, launch.after))
     entries = dict.fromkeys([*before, kernel.name, *after])
     problems = [problem for entry in entries for problem in _compare_entry(kernel, entry, source)]
-    if launch.overlap and not problems:
+    if (launch.overlap or launch.early) and not problems:
         problems = [
             f"{kernel.name}.cu: {entry} does not wait for the launch before it: no `follow_launch();`"
-            for entry in list(entries)[1:]
+            for entry in list(entries)[0 if launch.early else 1 :]
             if not _follows(source, entry)
         ]
     return problems

@@ -47,7 +47,7 @@ class LaunchTime:
 class Plan:
     """A call's launches in order: (entry, PyCUDA function, grid, threads, dynamic shared bytes).
 
-    `followers` has all but the first once more where those may start before the launch before them has ended.
+    `followers` has the last of them once more where those may start before the launch before them has ended.
     """
 
     launches: tuple[tuple[str, Any, tuple[int, int, int], int, int], ...]
@@ -55,7 +55,7 @@ class Plan:
 
     def launch(self, arguments: Sequence[Any], stream: Any = None) -> None:
         """Put every launch on the stream; `arguments` are those of `arguments_of`."""
-        for _, function, grid, threads, shared in self.launches[:1] if self.followers else self.launches:
+        for _, function, grid, threads, shared in self.launches[: len(self.launches) - len(self.followers)]:
             function.prepared_async_call(grid, (threads, 1, 1), stream, *arguments, shared_size=shared)
         for follower in self.followers:
             follower.launch(arguments, 0 if stream is None else stream.handle)
@@ -86,6 +86,7 @@ class Gpu:
         self.num_sms: int = device.get_attribute(attribute.MULTIPROCESSOR_COUNT)
         self.most_shared: int = device.get_attribute(attribute.MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
         self.followers = followers(major, self.driver.get_driver_version())
+        self.early = True  # whether a call may start before the one before it has ended
         self.context = device.retain_primary_context()
         self.nvcc: Path | None = None  # the compiler to take; None: whichever is found
         self._functions: dict[tuple[str, str], Any] = {}
@@ -161,13 +162,14 @@ class Gpu:
                 attribute = self.driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES
                 function.set_attribute(attribute, shared)
             launches.append((entry, function, grid, threads, shared))
-        if not self.followers or not launch.overlap:
+        if not self.followers or not (launch.overlap or launch.early):
             return Plan(tuple(launches))
+        tied = launches if launch.early and self.early else launches[1:] if launch.overlap else []
         return Plan(
             tuple(launches),
             tuple(
                 self.followers.follower(self._cubins[kernel.name], entry, _formats(kernel), grid, threads, shared)
-                for entry, _, grid, threads, shared in launches[1:]
+                for entry, _, grid, threads, shared in tied
             ),
         )
 

@@ -1,8 +1,9 @@
 """Launches that may start before the one before them has ended (programmatic dependent launch), which PyCUDA lacks.
 
-Only the launches of one call are tied so, never two calls: what is behind a call starts when all of it has ended. Each
-tied launch waits for the one before it itself (`follow_launch` in cuda/common.cuh); since that one has waited too, all
-before it have ended then. It works on a stream and in a capture of it, where it becomes a programmatic edge.
+The launches of a call are tied so, and with `early` its first to whatever was launched before; any other call starts
+when all before it has ended. Each tied launch waits for the one before it itself (`follow_launch` in cuda/common.cuh);
+since that one has waited too, all before it have ended then. It works on a stream and in a capture of it, where it
+becomes a programmatic edge.
 """
 
 from __future__ import annotations

@@ -101,6 +101,7 @@ class Launch:
     `before` and `after` are launches around it; `when` tells, like a stage's, whether the call needs the launch of the
     kernel's own name, or a stage does it all; `scratch_axes` gives the sizes that only scratch arrays have. With
     `overlap` a call's launches may start before the one before them has ended: each waits by itself (`follow_launch`).
+    With `early` its first does too, whatever was launched before the call.
     """
 
     layout: str
@@ -112,6 +113,7 @@ class Launch:
     when: Callable[[Mapping[str, Any]], bool] = field(default=lambda _facts: True)
     scratch_axes: Callable[[Axes], Mapping[str, int]] = field(default=lambda _axes: {})
     overlap: bool = False
+    early: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from tinyserve_viz.kernels.numpy_backend import NumpyBackend
 
 READABLE = [1024] * 64  # what the two passes are timed at in the quick grid
 FEW = (32, 16)
+EVEN = (128, 64)  # thread blocks that a power of two of equal sequences share without a rest
 WAVES = (2, 1, 3)  # thread blocks per SM of the work lists that are tried; two are resident
 I32 = NDArray[np.int32]
 Inputs = dict[str, DeviceArray | NDArray[Any]]
@@ -101,11 +102,12 @@ def tables(rng: np.random.Generator, lens: Sequence[int], num_blocks: int, sets:
 
 
 def worker_counts(device: Device, model: Model) -> list[int]:
-    """Lengths of the work lists that are tried: 2, 1 or 3 thread blocks for each SM, what a replay takes, and few.
+    """Lengths of the work lists that are tried: 2, 1 or 3 thread blocks for each SM, what a replay takes, even and few.
 
     The last thread block of a sequence puts its parts together: where there is little to read, few parts are best.
     """
     counts = [*(device.num_sms * waves // model.num_kv_heads for waves in WAVES), 2 * device.num_sms, *FEW]
+    counts += [blocks // model.num_kv_heads for blocks in EVEN]
     return list(dict.fromkeys(max(1, count) for count in counts))
 
 

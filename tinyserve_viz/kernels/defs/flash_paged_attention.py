@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tinyserve_viz.kernels.attention import PagedBatch
-from tinyserve_viz.kernels.definition import Arg, Axes, KernelDef, Launch, Requirement, Scalar, Stage, Status
+from tinyserve_viz.kernels.definition import Arg, Axes, KernelDef, Launch, Requirement, Scalar, Stage, Status, ceil_div
 from tinyserve_viz.kernels.defs.paged_attention import GROUPED
 from tinyserve_viz.kernels.layout import F16, POOL
 from tinyserve_viz.kernels.paging import runs
@@ -104,10 +104,18 @@ def reference(
 
 
 FEW = 144  # thread blocks: about one for each SM of a large GPU
+_MOST_ROWS = 65_535  # of a grid of thread blocks
+
+
+def _plain_grid(axes: Axes) -> tuple[int, int, int]:
+    return max(1, axes["num_workers"] or axes["num_seqs"]), max(1, axes["num_kv_heads"]), 1
 
 
 def _grid(axes: Axes) -> tuple[int, int, int]:
-    return max(1, axes["num_workers"] or axes["num_seqs"]), max(1, axes["num_kv_heads"]), 1
+    """KV heads first, so that a token's are read about the same time; workers, or sequences, in rows and layers."""
+    workers, heads, _ = _plain_grid(axes)
+    layers = ceil_div(workers, _MOST_ROWS)
+    return heads, ceil_div(workers, layers), layers
 
 
 def _is_plain(facts: Mapping[str, Any]) -> bool:
@@ -140,8 +148,12 @@ KERNEL = KernelDef(
         " the query heads of a group share its K and V reads",
         grid=_grid,
         threads=128,
-        before=(Stage("plain", _grid, 128, _is_plain), Stage("wide", _grid, 256, _is_wide)),
+        before=(
+            Stage("plain", _plain_grid, 128, _is_plain),
+            Stage("wide", _grid, 256, _is_wide),
+        ),
         when=lambda facts: not _is_plain(facts) and not _is_wide(facts),
+        early=True,
     ),
     requires=(GROUPED, WHOLE_WORK_LIST),
 )
