@@ -20,11 +20,16 @@ extern "C" __global__ void loads(const half* source, const int* cases, half* fou
     }
 }
 
-// The same cases between places in global memory; what is around the target stays as it was.
-extern "C" __global__ void copies(const half* source, const int* cases, half* found) {
+// The same cases between places in global memory, by COPY_THREADS threads; what is around the target stays as it was.
+// found[cases][room].
+extern "C" __global__ void copies(const half* source, const int* cases, half* found, int room) {
     const int* one = cases + 3 * blockIdx.x;
-    half* target = found + (int64_t)blockIdx.x * SHARED_HALFS;
-    copy_run(source + one[0], target + one[1], one[2]);
+    const half* from = source + one[0];
+    half* target = found + (int64_t)blockIdx.x * room + one[1];
+    Piece piece = piece_of(from, target, one[2], 0);
+    piece.fetch();
+    piece.put();
+    put_rest(from, target, one[2]);
 }
 
 // One warp per row [32] of values; every lane leaves what it got: [num_rows][32].

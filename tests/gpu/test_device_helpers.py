@@ -16,11 +16,13 @@ from tinyserve_viz.core.toolkit import find_nvcc
 from tinyserve_viz.kernels import build
 from tinyserve_viz.kernels.cuda_backend import CudaBackend
 from tinyserve_viz.kernels.decision_math import LANES, decision_exp2, decision_log2, lane_sum, permille
+from tinyserve_viz.kernels.defs.fused_block_copy import COPY_THREADS, PIECE_BYTES
 
 SOURCE = Path(__file__).with_name("device_helpers.cu")
 OPTIONS = (*build.OPTIONS, *build.DECISION_OPTIONS)
 ARCHS = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 F = np.float32
+PIECE_HALFS = PIECE_BYTES // 2
 SPECIAL = np.array(
     [0.0, -0.0, 1.0, -1.0, 1e-45, -1e-45, 1.1754942e-38, 1.1754944e-38, 3.4028235e38, -3.4028235e38, np.inf, -np.inf,
      np.nan, 0.5, 1.5, 2.5, -0.5, -1.5, 127.5, 127.99999, 128.0, 128.00002, -125.5, -126.0, -126.5, -149.0, -149.5,
@@ -92,23 +94,37 @@ def same_but_for_nan_payload(found: NDArray[Any], expected: NDArray[Any]) -> Non
     same_bits(np.where(both, F(0), found), np.where(both, F(0), expected))
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", ["loads", "copies"])
-@pytest.mark.parametrize("threads", [*range(1, 33), 33, 63, 64, 96, 128, 255, 256, 1000, 1024])
-def test_a_load_moves_what_it_was_asked_for_and_nothing_else(helpers: Helpers, threads: int, name: str) -> None:
-    """Every pair of alignments from 0 to 8 halfs, and lengths around each multiple of a 16-byte vector."""
-    counts = [0, 1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 255, 257, 1000, 2048, 4079]
+COUNTS = [0, 1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 255, 257, 1000, 2048, 4079]
+
+
+def moved(helpers: Helpers, name: str, counts: list[int], room: int, threads: int) -> None:
+    """Every pair of alignments from 0 to 8 halfs with each of `counts`, in and out of arrays of `room` halfs."""
     cases = np.array(list(product(range(9), range(9), counts)), np.int32)
     rng = np.random.default_rng(threads)
-    source = rng.integers(0, 1 << 16, 4096, dtype=np.uint16)  # every bit pattern, infinities and NaN among them
+    source = rng.integers(0, 1 << 16, room, dtype=np.uint16)  # every bit pattern, infinities and NaN among them
     source[:4] = [0x7C00, 0xFC00, 0x7E01, 0x8000]
     poison = np.uint16(0x5A5A if name == "loads" else 0x7F7F)
-    out = np.empty((len(cases), 4096), np.uint16)
-    found = helpers.run(name, out, len(cases), threads, source, cases, None, *([poison] if name == "loads" else []))
+    out = np.empty((len(cases), room), np.uint16)
+    last = poison if name == "loads" else np.int32(room)
+    found = helpers.run(name, out, len(cases), threads, source, cases, None, last)
     expected = np.full_like(found, poison)
     for row, (start, target, count) in zip(expected, cases, strict=True):
         row[target : target + count] = source[start : start + count]
     same_bits(found, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("threads", [*range(1, 33), 33, 63, 64, 96, 128, 255, 256, 1000, 1024])
+def test_a_load_moves_what_it_was_asked_for_and_nothing_else(helpers: Helpers, threads: int) -> None:
+    """Lengths around each multiple of a 16-byte vector."""
+    moved(helpers, "loads", COUNTS, 4096, threads)
+
+
+@pytest.mark.gpu
+def test_a_copy_moves_what_it_was_asked_for_and_nothing_else(helpers: Helpers) -> None:
+    """The same lengths, and those around one, two and three pieces."""
+    pieces = [count * PIECE_HALFS + more for count in (1, 2, 3) for more in (-9, -8, -1, 0, 1, 8, 9)]
+    moved(helpers, "copies", COUNTS + pieces, 3 * PIECE_HALFS + 32, COPY_THREADS)
 
 
 def rows_of_lanes() -> NDArray[np.float32]:
