@@ -15,7 +15,6 @@
 constexpr int ATTENTION_WARPS = 4;
 constexpr int UNROLL = 4;
 constexpr int LANE_CHANNELS = 8;
-constexpr int MAX_WARP_HEADS = 2;
 constexpr int MAX_HEAD_DIM = WARP_SIZE * LANE_CHANNELS;
 constexpr float LOG2_OF_E = 1.44269504f;
 constexpr float LN_2 = 0.69314718f;

@@ -66,6 +66,25 @@ __device__ __forceinline__ float warp_reduce_sum(float value) {
     return value;
 }
 
+// The same of integers, in any order.
+__device__ __forceinline__ int warp_total(int value) {
+#if __CUDA_ARCH__ >= 800
+    return __reduce_add_sync(FULL_WARP, value);
+#else
+    for (int width = WARP_SIZE / 2; width > 0; width /= 2) value += __shfl_xor_sync(FULL_WARP, value, width);
+    return value;
+#endif
+}
+
+__device__ __forceinline__ int warp_largest(int value) {
+#if __CUDA_ARCH__ >= 800
+    return __reduce_max_sync(FULL_WARP, value);
+#else
+    for (int width = WARP_SIZE / 2; width > 0; width /= 2) value = max(value, __shfl_xor_sync(FULL_WARP, value, width));
+    return value;
+#endif
+}
+
 // `threads` threads copy `count` halfs to shared memory, 16 bytes at a time where both addresses allow it.
 __device__ __forceinline__ void coalesced_load(const half* source, half* target, int count, int thread, int threads) {
     const bool wide = (((unsigned long long)source | (unsigned long long)target) & 15) == 0;

@@ -48,21 +48,12 @@ struct Line {
     int longest;
 };
 
-__device__ __forceinline__ int warp_max(int value) {
-#if __CUDA_ARCH__ >= 800
-    return __reduce_max_sync(FULL_WARP, value);
-#else
-    for (int width = WARP_SIZE / 2; width > 0; width /= 2) value = max(value, __shfl_xor_sync(FULL_WARP, value, width));
-    return value;
-#endif
-}
-
 // Sums over the threads before this one (its `longest` says nothing), and over all.
 __device__ __forceinline__ Line block_line(const Line& own, Line* all) {
     __shared__ Line of_warp[WARP_SIZE];
     const int lane = threadIdx.x % WARP_SIZE, warp = threadIdx.x / WARP_SIZE, warps = blockDim.x / WARP_SIZE;
     Line sum = own;
-    sum.longest = warp_max(own.longest);
+    sum.longest = warp_largest(own.longest);
     for (int width = 1; width < WARP_SIZE; width *= 2) {
         const int64_t units = __shfl_up_sync(FULL_WARP, sum.units, width);
         const int64_t tokens = __shfl_up_sync(FULL_WARP, sum.tokens, width);
@@ -314,7 +305,7 @@ extern "C" __global__ void dynamic_workload_balancing(
     }
     for (int64_t i = 3 * listed + threadIdx.x; i < 3 * max_segments; i += blockDim.x) segments[i] = -1;
     if (all_tokens < 1ll << 31) {
-        largest = warp_max((int)largest);
+        largest = warp_largest((int)largest);
         if (threadIdx.x % WARP_SIZE == 0) atomicMax(&largest_load, (int)largest);
         __syncthreads();
         largest = largest_load;

@@ -19,24 +19,6 @@ enum Metric {
         int64_t *run_histogram, int64_t *metrics, int *workspace, int64_t num_blocks, int64_t num_seqs,               \
         int64_t max_blocks_per_seq, int64_t workspace_words, int block_size, int super_size, int *status
 
-__device__ __forceinline__ int warp_sum(int value) {
-#if __CUDA_ARCH__ >= 800
-    return __reduce_add_sync(FULL_WARP, value);
-#else
-    for (int width = WARP_SIZE / 2; width > 0; width /= 2) value += __shfl_xor_sync(FULL_WARP, value, width);
-    return value;
-#endif
-}
-
-__device__ __forceinline__ int warp_max(int value) {
-#if __CUDA_ARCH__ >= 800
-    return __reduce_max_sync(FULL_WARP, value);
-#else
-    for (int width = WARP_SIZE / 2; width > 0; width /= 2) value = max(value, __shfl_xor_sync(FULL_WARP, value, width));
-    return value;
-#endif
-}
-
 __device__ __forceinline__ void add(int64_t* total, int64_t value) {
     if (value) atomicAdd(reinterpret_cast<unsigned long long*>(total), (unsigned long long)value);
 }
@@ -116,7 +98,7 @@ struct Runs {
     __device__ __forceinline__ void add_short_ones(int* bins) const {
 #pragma unroll
         for (int bin = 0; bin < SHORT_BINS; ++bin) {
-            const int found = warp_sum((int)(short_ones >> (8 * bin) & 0xff));
+            const int found = warp_total((int)(short_ones >> (8 * bin) & 0xff));
             if (threadIdx.x % WARP_SIZE == 0 && found) atomicAdd(&bins[bin], found);
         }
     }
@@ -229,7 +211,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(1024, 1) fragmentation_anal
     } else if (warp == READERS) {
         // The last block before that is not free: in the thread block before, or further back.
         int last = before_words[lane] ? first - THREADS + 32 * lane + 31 - __clz(before_words[lane]) : -1;
-        last = warp_max(last);
+        last = warp_largest(last);
         constexpr int AT_ONCE = 16;
         for (int back = min(first - THREADS, blocks) - 1; last < 0 && back >= 0; back -= AT_ONCE * WARP_SIZE) {
 #pragma unroll
@@ -237,7 +219,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(1024, 1) fragmentation_anal
                 const int block = back - k * WARP_SIZE - lane;
                 if (block >= 0 && (ref[block] > 0 || cached[block] != 0)) last = max(last, block);
             }
-            last = warp_max(last);
+            last = warp_largest(last);
         }
 #pragma unroll 1
         for (int k = 0; k < WORDS; k += WARP_SIZE) {
@@ -252,7 +234,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(1024, 1) fragmentation_anal
             const Runs runs(free, next, start, before, sums + NUM_METRICS);
             runs.add_short_ones(sums + NUM_METRICS);
             last = max(last, last_here);
-            const int longest = warp_max(runs.longest), num_runs = warp_sum(runs.number);
+            const int longest = warp_largest(runs.longest), num_runs = warp_total(runs.number);
             if (lane == 0) sums[NUM_RUNS] += num_runs, sums[LONGEST_FREE_RUN] = max(sums[LONGEST_FREE_RUN], longest);
         }
     } else if (warp == READERS + 1) {
@@ -262,7 +244,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(1024, 1) fragmentation_anal
             num_used += __popc(in_use), num_kept += __popc(kept_words[word]);
             if (in_use) top = first + 32 * word + 31 - __clz(in_use);
         }
-        num_used = warp_sum(num_used), num_kept = warp_sum(num_kept), top = warp_max(top);
+        num_used = warp_total(num_used), num_kept = warp_total(num_kept), top = warp_largest(top);
         if (lane == 0) {
             sums[USED] = num_used, sums[CACHED_FREE] = num_kept, sums[MAX_LIVE_ID] = top;
             sums[FREE] = min(max(blocks - first, 0), OWN) - num_used - num_kept;
@@ -273,7 +255,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(1024, 1) fragmentation_anal
             pages.count(min(super_size, blocks - first - from), count_bits(used_words, from, from + super_size, 0, 1),
                         count_bits(kept_words, from, from + super_size, 0, 1));
         }
-        const int held = warp_sum(pages.held), pinned = warp_sum(pages.pinned);
+        const int held = warp_total(pages.held), pinned = warp_total(pages.pinned);
         if (lane == 0) sums[SUPER_HELD] = held, sums[SUPER_PINNED] = pinned;
     }
     __syncthreads();
@@ -282,7 +264,7 @@ extern "C" __global__ void CLUSTER __launch_bounds__(1024, 1) fragmentation_anal
     for (int k = 0; k < PER_THREAD; ++k) {
         const int at = k * THREADS + threadIdx.x, tokens = fill_of[at];
         if (first + at < blocks) fill[first + at] = tokens;
-        const int lives = __popc(__ballot_sync(FULL_WARP, tokens != 0)), stored = warp_sum(tokens);
+        const int lives = __popc(__ballot_sync(FULL_WARP, tokens != 0)), stored = warp_total(tokens);
         if (lane != 0 || lives == 0) continue;
         atomicAdd(&sums[LIVE], lives);
         atomicAdd(&sums[TOKENS], stored);
@@ -297,8 +279,8 @@ extern "C" __global__ void CLUSTER __launch_bounds__(1024, 1) fragmentation_anal
                 page_used += in_use;
                 page_kept += !in_use && cached[id] != 0;
             }
-            page_used = warp_sum(page_used);
-            page_kept = warp_sum(page_kept);
+            page_used = warp_total(page_used);
+            page_kept = warp_total(page_kept);
             if (lane == 0) pages.count(end - start, page_used, page_kept);
         }
         if (pages.held) atomicAdd(&sums[SUPER_HELD], pages.held);
@@ -365,7 +347,7 @@ extern "C" __global__ void __launch_bounds__(1024) fragmentation_analysis_bits(F
     if (lane == 0) last_of_warp[threadIdx.x / WARP_SIZE] = last;
     __syncthreads();
     if (threadIdx.x >= WARP_SIZE) return;
-    last = warp_max(last_of_warp[lane]);
+    last = warp_largest(last_of_warp[lane]);
     if (lane == 0) bits.last[blockIdx.x] = last;
 }
 
@@ -461,8 +443,8 @@ extern "C" __global__ void __launch_bounds__(256, 1) fragmentation_analysis(
     } else {
         for (int64_t from = word / WARP_SIZE * super_size; from < num_blocks; from += threads / WARP_SIZE * super_size) {
             const int64_t end = min(from + super_size, num_blocks);
-            const int page_used = warp_sum(count_bits(bits.used, from, end, lane, WARP_SIZE));
-            const int page_kept = warp_sum(count_bits(bits.kept, from, end, lane, WARP_SIZE));
+            const int page_used = warp_total(count_bits(bits.used, from, end, lane, WARP_SIZE));
+            const int page_kept = warp_total(count_bits(bits.kept, from, end, lane, WARP_SIZE));
             if (lane == 0) pages.count(end - from, page_used, page_kept);
         }
     }
@@ -470,11 +452,11 @@ extern "C" __global__ void __launch_bounds__(256, 1) fragmentation_analysis(
 #pragma unroll
     for (int metric = 0; metric <= SUPER_PINNED; ++metric) {
         if (metric == LONGEST_FREE_RUN || metric == MAX_LIVE_ID) continue;
-        const int found = warp_sum(own[metric]);
+        const int found = warp_total(own[metric]);
         if (lane == 0 && found) atomicAdd(&sums[metric], found);
     }
-    const int longest = warp_max(runs.longest);
-    const int top = warp_max(used ? (int)start + 31 - __clz(used) : -1);
+    const int longest = warp_largest(runs.longest);
+    const int top = warp_largest(used ? (int)start + 31 - __clz(used) : -1);
     if (lane == 0) {
         atomicMax(&sums[LONGEST_FREE_RUN], longest);
         atomicMax(&sums[MAX_LIVE_ID], top);

@@ -143,17 +143,8 @@ __device__ __forceinline__ void each_asked(const int* to, const int* from, int c
     for (int i = 4 * vectors + (int)threadIdx.x; i < count; i += THREADS) visit(i, to[i]);
 }
 
-// Over the lanes of a full warp, in every lane.
-__device__ __forceinline__ int warp_total(int value) {
-#if __CUDA_ARCH__ >= 800
-    return __reduce_add_sync(FULL_WARP, value);
-#else
-    for (int width = WARP_SIZE / 2; width > 0; width /= 2) value += __shfl_xor_sync(FULL_WARP, value, width);
-    return value;
-#endif
-}
-
-__device__ __forceinline__ int64_t warp_total(int64_t value) {  // of values below 2**50
+// The sum of values below 2**50 over the lanes of a full warp, in every lane.
+__device__ __forceinline__ int64_t warp_total(int64_t value) {
     return ((int64_t)warp_total((int)(value >> 24)) << 24) + warp_total((int)(value & 0xffffff));
 }
 
